@@ -1,0 +1,46 @@
+"""What travels from data to objective: `DataSpec` says what a data set is, `Batch` is a piece of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from gentrain.types import Support
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set stores, before any conversion.
+
+    Args:
+        name: the data set's name, as in `data=mnist`.
+        shape: of one example: (channels, height, width) for images, (dimensions,) for points, (length,) for text.
+        support: the space the *stored* values live in: `levels` for bytes, `binary`, `real` or `tokens`.
+        levels: number of values a stored element can take (256 for bytes, 2 for bits, the vocabulary's size for
+            tokens); None for reals.
+        classes: number of labels, or None without labels.
+        sizes: examples in each split.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    support: Support
+    levels: int | None = None
+    classes: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.shape) == 3
+
+
+class Batch(NamedTuple):
+    """`x` (B, *shape) in the model's support; `y` (B,) labels, `pair` (B, *shape') the partner for translation."""
+
+    x: Tensor
+    y: Tensor | None = None
+    pair: Tensor | None = None

@@ -1,0 +1,115 @@
+"""What a model can do, as base classes: a method is there or the class does not have it.
+
+Tasks, objectives and estimators ask `isinstance(model, Density)` and nothing else. Every `x` is shaped (B, *shape)
+and lives in `model.support`; every per-example result is shaped (B,); densities are in nats.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from gentrain.types import Support
+
+
+class Generative(nn.Module, ABC):
+    """A distribution over x that can be sampled. `shape` and `support` say what x is."""
+
+    shape: tuple[int, ...]
+    support: Support
+
+    @abstractmethod
+    def sample(self, n: int) -> Tensor:
+        """Draw n examples, (n, *shape), in `support`."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class Density(Generative):
+    """A normalised density or mass function that can be evaluated exactly."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, (B,)."""
+
+
+class LatentVariable(Generative):
+    """p(x) = ∫ p(x|z) p(z) dz with an approximate posterior q(z|x)."""
+
+    @property
+    @abstractmethod
+    def prior(self) -> Distribution:
+        """p(z); its event shape is that of one code."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Distribution:
+        """q(z|x), batch shape (B,), event shape of one code."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x|z), batch shape (B,), event shape `shape`."""
+
+
+class EnergyBased(Generative):
+    """p(x) ∝ exp(-F(x)) with free energy F and a block Gibbs sampler."""
+
+    @abstractmethod
+    def free_energy(self, x: Tensor) -> Tensor:
+        """F(x) = -log Σ_h exp(-E(x, h)) in nats, (B,)."""
+
+    @abstractmethod
+    def gibbs(self, x: Tensor, k: int) -> Tensor:
+        """Run k full steps of the chain from x; the new x."""
+
+
+class Decoder(Generative):
+    """x = G(z), z ~ prior: a deterministic map from a simple distribution."""
+
+    @property
+    @abstractmethod
+    def prior(self) -> Distribution:
+        """p(z); its event shape is that of one code."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z), (B, *shape) in `support`."""
+
+
+class Adversarial(Decoder):
+    """A decoder trained against a critic. Has the parts `generator` and `discriminator`."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+
+    @abstractmethod
+    def discriminate(self, x: Tensor) -> Tensor:
+        """The discriminator's logit, (B,): log-odds that x is real."""
+
+
+class Codes(ABC):
+    """Gives a vector for each example: probes, retrieval and pictures of the code space build on it."""
+
+    @abstractmethod
+    def codes(self, x: Tensor) -> Tensor:
+        """(B, d)."""
+
+
+class Reconstructs(ABC):
+    """Maps x to its reconstruction: the picture of what the model keeps of an example."""
+
+    @abstractmethod
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """(B, *shape), expected values in `support`."""
+
+
+class StartsFromMean(ABC):
+    """Begins training at the data's mean: output biases that would otherwise take thousands of steps to find."""
+
+    @abstractmethod
+    def start_from_mean(self, mean: Tensor) -> None:
+        """Set the biases from the training set's mean example, (*shape), in `support`. Called once before step 0."""

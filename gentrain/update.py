@@ -1,0 +1,73 @@
+"""The contract between objectives and the trainer: an objective yields updates, the trainer carries them out.
+
+An objective is a lazy generator. The trainer takes each update as it is yielded, steps that part's optimizer, and only
+then asks for the next: a GAN's generator loss is computed against the discriminator that has just moved. One loss, a
+game of several players, closed-form gradients and in-place estimation all fit this one contract.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from gentrain.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One change of one part.
+
+    Args:
+        loss: a scalar to minimise by autograd, or
+        grads: parameter name (within the part) -> ready gradient of the loss to minimise, or neither when the
+            objective has already changed the model in place.
+        part: name of the submodule whose parameters move; "" is the whole model.
+        metrics: name -> scalar tensor. They stay tensors on the device until the report asks for them.
+    """
+
+    loss: Tensor | None = None
+    part: str = ""
+    grads: Mapping[str, Tensor] | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.grads is not None:
+            raise ValueError("an update has a loss or ready gradients, not both")
+
+
+class Score(NamedTuple):
+    """Per-example values (B,) of one evaluated quantity, and what kind of number it is (DESIGN: never mixed)."""
+
+    values: Tensor
+    kind: str
+    unit: str = "nats"
+
+
+class Objective(nn.Module, ABC):
+    """What is optimised and how.
+
+    It is a module so that whatever it keeps between steps (chains, fast weights, running averages) lives in buffers
+    allocated in the constructor, and so is checkpointed and moved to the device like everything else.
+
+    Class attributes:
+        needs: the capability (a base class of `gentrain.models.base`) a model must have.
+        parts: names of the submodules it trains, each with its own optimizer; "" is the whole model.
+        monitor: the `validate` quantity by which the best checkpoint is chosen (larger is better), or None where no
+            honest one exists.
+    """
+
+    needs: ClassVar[type]
+    parts: ClassVar[tuple[str, ...]] = ("",)
+    monitor: ClassVar[str | None] = None
+
+    @abstractmethod
+    def forward(self, model: Any, batch: Batch, progress: float) -> Iterator[Update]:
+        """Yield the updates for one batch. `progress` in [0, 1) is the fraction of training that is done."""
+
+    def validate(self, model: Any, batch: Batch) -> dict[str, Score]:
+        """Quantities measured on held-out data, per example; none unless the objective knows some."""
+        return {}
