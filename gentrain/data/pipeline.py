@@ -1,0 +1,167 @@
+"""From a data set to batches on the device, in the model's support, as pure functions of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gentrain.batch import Batch
+from gentrain.data.conversion import Conversion
+from gentrain.data.randomness import derive, sample_keys
+from gentrain.data.source import SPLITS, Source, Split
+from gentrain.errors import DataError, UsageError
+from gentrain.types import Support
+
+__all__ = ["Pipeline"]
+
+# First words of the hashes from which streams of random numbers come: no two purposes share a stream.
+_ORDER, _DRAW, _EVALUATION, _STATIC = 1, 2, 3, 4
+
+
+class Pipeline:
+    """Batches of a data set.
+
+    The order of an epoch is a function of (seed, epoch) and the random draws of an example (binarization,
+    dequantization) of (seed, epoch, index), so that `batch(step)` is a pure function: a resumed run needs no state of
+    the data, and processes that share a batch see together exactly what one process alone would see. Held-out data are
+    drawn with fixed keys, the same in every run and for every seed, so that their numbers can be compared.
+
+    Args:
+        source: the data set.
+        support: where the model lives.
+        batch_size: training examples of a step, over all processes.
+        seed: of order and training draws.
+        device: where batches are wanted. Sets that fit there stay there as stored (bytes).
+        binarization: for binary models of grey levels: "dynamic", "static" or "threshold".
+        dequantize: add uniform noise within each level, for unit, signed and real models.
+        rank, world: this process takes the `rank`-th of `world` equal shares of each batch.
+
+    Attributes:
+        spec: of the data as stored.
+        protocol: how stored values become the model's data, e.g. "binary, dynamic binarization".
+        steps_per_epoch: whole batches in the training split; the rest of an epoch's order is left out.
+
+    Raises:
+        UsageError: if data and support don't fit, or the batch is larger than the training split or doesn't divide
+            among the processes.
+
+    >>> from gentrain.data.embedded import digits
+    >>> pipeline = Pipeline(digits(), "binary", batch_size=100, seed=0)
+    >>> pipeline.batch(0).x.shape, pipeline.steps_per_epoch, pipeline.protocol
+    (torch.Size([100, 1, 8, 8]), 12, 'binary, dynamic binarization')
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        support: Support,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        binarization: str = "dynamic",
+        dequantize: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.spec = source.spec
+        self.support = support
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.world = rank, world
+        self.device = torch.device(device)
+        self.conversion = Conversion(source.spec, support, binarization, dequantize)
+        self.protocol = self.conversion.protocol
+        self._size = source.spec.sizes["train"]
+        self._check_batch_size()
+        self.steps_per_epoch = self._size // batch_size
+        self._splits = {name: self._settle(name, split) for name, split in source.splits.items()}
+        self._epoch: tuple[int, Tensor, Tensor] | None = None
+
+    def _check_batch_size(self) -> None:
+        if self.batch_size > self._size:
+            raise UsageError(
+                f"data.batch_size={self.batch_size} is more than the {self._size} training examples of "
+                f"data={self.spec.name}: set it to {self._size} or less"
+            )
+        if self.batch_size % self.world:
+            raise UsageError(
+                f"data.batch_size={self.batch_size} doesn't divide among {self.world} processes: "
+                f"make it a multiple of {self.world}"
+            )
+
+    def _settle(self, name: str, split: Split) -> Split:
+        """The split where it will stay: on the device if it fits there, else in (or mapped into) host memory."""
+        x = split.x
+        if self.conversion.static:
+            x = self.conversion.draw_once(x, self._fixed_keys(_STATIC, name, torch.arange(len(x))))
+        if _fits(x, self.device):
+            x = x.to(self.device)
+        return Split(x, None if split.y is None else split.y.to(self.device, torch.int64))
+
+    @staticmethod
+    def _fixed_keys(purpose: int, split: str, index: Tensor) -> Tensor:
+        return sample_keys(derive(purpose, SPLITS.index(split)), index)
+
+    def _share(self, step: int) -> tuple[Tensor, Tensor]:
+        """Data set indices of this process's examples at a step, and the keys of their draws, each (B / world,)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(derive(_ORDER, self.seed, epoch) >> 1)
+            order = torch.randperm(self._size, generator=generator)
+            keys = sample_keys(derive(_DRAW, self.seed, epoch), order)
+            self._epoch = epoch, order.to(self.device), keys.to(self.device)
+        _, order, keys = self._epoch
+        share = self.batch_size // self.world
+        start = within * self.batch_size + self.rank * share
+        return order[start : start + share], keys[start : start + share]
+
+    def indices(self, step: int) -> Tensor:
+        """Training set indices of this process's share of the batch at `step`, int64, (batch_size / world,)."""
+        return self._share(step)[0]
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of the training batch at `step` >= 0: a function of (seed, step) alone."""
+        return self._take(self._splits["train"], *self._share(step))
+
+    def _take(self, split: Split, index: Tensor, keys: Tensor) -> Batch:
+        x = split.x.index_select(0, index.to(split.x.device)).to(self.device, non_blocking=True)
+        return Batch(self.conversion(x, keys), None if split.y is None else split.y.index_select(0, index))
+
+    def evaluation(self, split: str, batch_size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        """All of a split in its own order, the last batch as small as it comes.
+
+        Every process gets all of it, and the draws depend on the example alone: not on the seed, the batch size or
+        the limit.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: examples at a time; training's batch size if None.
+            limit: only the first so many examples.
+
+        Raises:
+            DataError: if the data set has no such split.
+        """
+        if split not in self._splits:
+            remedy = "; set data.validation above 0" if split == "validation" else ""
+            raise DataError(f"data={self.spec.name} has no {split} split, only {', '.join(self._splits)}{remedy}")
+        return self._evaluate(split, batch_size or self.batch_size, limit)
+
+    def _evaluate(self, name: str, batch_size: int, limit: int | None) -> Iterator[Batch]:
+        split = self._splits[name]
+        size = len(split) if limit is None else min(limit, len(split))
+        for start in range(0, size, batch_size):
+            index = torch.arange(start, min(start + batch_size, size), device=self.device)
+            yield self._take(split, index, self._fixed_keys(_EVALUATION, name, index))
+
+    def mean(self) -> Tensor:
+        """The mean training example in the model's support, expected over the draws, float32, (*shape)."""
+        return self.conversion.mean(self._splits["train"].x).to(self.device)
+
+
+def _fits(x: Tensor, device: torch.device) -> bool:
+    """Whether a set may stay on the device: half of a GPU's free memory is left to the model."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return x.numel() * x.element_size() < free // 2
