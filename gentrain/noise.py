@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 _rank, _world = 0, 1
 
@@ -37,7 +38,7 @@ def whole() -> Iterator[None]:
 
 
 def _rows(full: Tensor, rows: int) -> Tensor:
-    return full[_rank * rows : (_rank + 1) * rows]
+    return full if _world == 1 else full[_rank * rows : (_rank + 1) * rows]
 
 
 def normal(*shape: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -60,4 +61,9 @@ def bernoulli(p: Tensor) -> Tensor:
     Comparing with uniforms is several times faster on a CPU than `torch.bernoulli`.
     """
     u = uniform(*p.shape, device=p.device)
-    return torch.lt(u, p).to(p.dtype)
+    return torch.lt(u, p.detach(), out=u).to(p.dtype)
+
+
+def sample(distribution: Distribution, rows: int) -> Tensor:
+    """`rows` independent draws of a distribution without batch shape, (rows, *event_shape)."""
+    return _rows(distribution.sample(torch.Size([rows * _world])), rows)
