@@ -7,6 +7,7 @@ and lives in `model.support`; every per-example result is shaped (B,); densities
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,60 @@ class EnergyBased(Generative):
         """Run k full steps of the chain from x; the new x."""
 
 
+class Harmonium(EnergyBased):
+    """An energy model in two layers: units of one are independent given the other (Welling et al. 2005).
+
+    What contrastive divergence needs of an RBM, binary or Gaussian: both halves of a Gibbs step and ∂E in closed form.
+    """
+
+    @abstractmethod
+    def hidden_probability(self, x: Tensor) -> Tensor:
+        """E[h | x], (B, hidden)."""
+
+    @abstractmethod
+    def sample_hidden(self, probability: Tensor) -> Tensor:
+        """h given E[h | x], (B, hidden)."""
+
+    @abstractmethod
+    def sample_visible(self, h: Tensor) -> Tensor:
+        """x ~ p(x | h), (B, *shape)."""
+
+    @abstractmethod
+    def energy_gradient(self, x: Tensor, h: Tensor, coefficient: Tensor) -> dict[str, Tensor]:
+        """Parameter name -> Σ_b coefficient_b ∂E(x_b, h_b), linear in h, so that h may be its expectation."""
+
+
+class Enumerable(EnergyBased):
+    """An energy model whose partition function can be summed exactly where it is small enough."""
+
+    limit: ClassVar[int] = 26
+
+    @property
+    @abstractmethod
+    def enumeration_bits(self) -> int:
+        """log2 of the number of states that `log_partition` sums over."""
+
+    @property
+    def enumerable(self) -> bool:
+        return self.enumeration_bits <= self.limit
+
+    @abstractmethod
+    def log_partition(self) -> Tensor:
+        """log Z in nats, float64. Raises UsageError unless `enumerable`."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) = -F(x) - log Z in nats, (B,), exact. Raises UsageError unless `enumerable`."""
+        return -self.free_energy(x) - self.log_partition().to(x.device, torch.float32)
+
+
+class PseudoLikelihood(Generative):
+    """Knows every bit's conditional given the others."""
+
+    @abstractmethod
+    def pseudo_log_likelihood(self, x: Tensor, bits: int | None = None) -> Tensor:
+        """Σ_i log p(x_i | the rest) in nats, (B,), over all bits, or estimated without bias from `bits` random ones."""
+
+
 class Decoder(Generative):
     """x = G(z), z ~ prior: a deterministic map from a simple distribution."""
 
@@ -105,6 +160,14 @@ class Reconstructs(ABC):
     @abstractmethod
     def reconstruct(self, x: Tensor) -> Tensor:
         """(B, *shape), expected values in `support`."""
+
+
+class Filters(ABC):
+    """Has weight vectors that live in data space and are worth looking at."""
+
+    @abstractmethod
+    def filters(self) -> Tensor:
+        """(n, *shape)."""
 
 
 class StartsFromMean(ABC):
