@@ -1,0 +1,74 @@
+"""Blocks that several families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+SMALLEST, LARGEST = 8, 64
+"""Sides of the images that the convolutional networks take."""
+
+
+def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU, *, bias: bool = True) -> nn.Sequential:
+    """Linear layers sizes[0] -> … -> sizes[-1] with `activation` between them; `bias` is the last layer's.
+
+    >>> mlp([4, 8, 2])
+    Sequential(
+      (0): Linear(in_features=4, out_features=8, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=8, out_features=2, bias=True)
+    )
+    """
+    last = len(sizes) - 2
+    layers: list[nn.Module] = []
+    for i, (d_in, d_out) in enumerate(pairwise(sizes)):
+        layers.append(nn.Linear(d_in, d_out, bias=bias or i < last))
+        if i < last:
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+def halvings(side: int) -> list[int]:
+    """The sides of a pyramid of stride-2 convolutions, down to a base of 4 to 7 pixels.
+
+    >>> halvings(32), halvings(28), halvings(9)
+    ([32, 16, 8, 4], [28, 14, 7], [9, 4])
+    """
+    sides = [side]
+    while sides[-1] >= 8:
+        sides.append(sides[-1] // 2)
+    return sides
+
+
+def halve(d_in: int, d_out: int, *, bias: bool = True) -> nn.Conv2d:
+    """A learned down-sampling: side s -> s // 2."""
+    return nn.Conv2d(d_in, d_out, kernel_size=4, stride=2, padding=1, bias=bias)
+
+
+def double(d_in: int, d_out: int, size: tuple[int, int], *, bias: bool = True) -> nn.ConvTranspose2d:
+    """Undoes `halve`: half of `size` (height, width) -> `size`, whose parity the halving forgot."""
+    odd = (size[0] % 2, size[1] % 2)
+    return nn.ConvTranspose2d(d_in, d_out, kernel_size=4, stride=2, padding=1, output_padding=odd, bias=bias)
+
+
+class StandardNormal(nn.Module):
+    """N(0, I) in `dim` dimensions, on whatever device the model is.
+
+    >>> StandardNormal(3)().event_shape
+    torch.Size([3])
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(dim), persistent=False)
+        self.register_buffer("scale", torch.ones(dim), persistent=False)
+
+    def forward(self) -> Independent:
+        return Independent(Normal(self.loc, self.scale, validate_args=False), 1, validate_args=False)
