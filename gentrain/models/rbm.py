@@ -1,0 +1,198 @@
+"""The restricted Boltzmann machine."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from gentrain import noise
+from gentrain.errors import UsageError
+from gentrain.models.base import Codes, Enumerable, Harmonium, PseudoLikelihood, Reconstructs, StartsFromMean
+from gentrain.types import NonNegativeInt, PositiveInt, Shape
+
+
+class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Reconstructs, StartsFromMean):
+    """p(v) = Σ_h exp(-E(v, h)) / Z with E(v, h) = -hᵀWv - bᵀv - cᵀh, v and h binary (Smolensky 1986; Hinton 2002).
+
+    F(v) = -bᵀv - Σ_j softplus(c_j + W_j v), p(h_j = 1 | v) = σ(c_j + W_j v), p(v_i = 1 | h) = σ(b_i + Wᵀ_i h).
+
+    Args:
+        shape: of one example, any; it is flattened inside.
+        hidden: number of hidden units.
+        burn_in: Gibbs steps of `sample`.
+
+    Parameters: `weight` W (hidden, visible), `visible_bias` b, `hidden_bias` c.
+
+    >>> rbm = RBM((1, 3, 3), hidden=4)
+    >>> v = rbm.sample(5, burn_in=10)
+    >>> v.shape, rbm.free_energy(v).shape, rbm.hidden_probability(v).shape
+    (torch.Size([5, 1, 3, 3]), torch.Size([5]), torch.Size([5, 4]))
+    >>> rbm.log_prob(v).shape
+    torch.Size([5])
+    """
+
+    support = "binary"
+
+    def __init__(self, shape: Shape, hidden: PositiveInt = 500, burn_in: NonNegativeInt = 1000):
+        super().__init__()
+        self.shape, self.hidden, self.burn_in = tuple(shape), hidden, burn_in
+        self.visible = math.prod(shape)
+        self.weight = nn.Parameter(0.01 * torch.randn(hidden, self.visible))  # Hinton 2010, section 8
+        self.visible_bias = nn.Parameter(torch.zeros(self.visible))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        self._partition: tuple[list[Tensor], Tensor] | None = None
+
+    # Both products name `self.weight` itself: autocast converts a parameter once a step, a view of it every time.
+    def hidden_probability(self, x: Tensor) -> Tensor:
+        """p(h = 1 | v), (B, hidden)."""
+        return torch.sigmoid(nn.functional.linear(x.flatten(1), self.weight, self.hidden_bias))
+
+    def visible_probability(self, h: Tensor) -> Tensor:
+        """p(v = 1 | h), (B, *shape)."""
+        return torch.sigmoid(torch.addmm(self.visible_bias, h, self.weight)).view(-1, *self.shape)
+
+    def sample_hidden(self, probability: Tensor) -> Tensor:
+        return noise.bernoulli(probability)
+
+    def sample_visible(self, h: Tensor) -> Tensor:
+        return noise.bernoulli(self.visible_probability(h))
+
+    def energy_gradient(self, x: Tensor, h: Tensor, coefficient: Tensor) -> dict[str, Tensor]:
+        x, h = x.flatten(1), coefficient[:, None] * h
+        return {
+            "weight": -(h.t() @ x).float(),
+            "visible_bias": -(coefficient @ x).float(),
+            "hidden_bias": -h.sum(0).float(),
+        }
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        v = x.flatten(1).to(self.weight.dtype)
+        return -(v @ self.visible_bias) - softplus(nn.functional.linear(v, self.weight, self.hidden_bias)).sum(-1)
+
+    @torch.no_grad()
+    def gibbs(self, x: Tensor, k: int) -> Tensor:
+        for _ in range(k):
+            x = self.sample_visible(self.sample_hidden(self.hidden_probability(x)))
+        return x
+
+    @torch.no_grad()
+    def sample(self, n: int, burn_in: int | None = None, start: Tensor | None = None) -> Tensor:
+        """n independent chains after `burn_in` steps (None is the model's own).
+
+        They begin at `start` (n, *shape), data for instance, or else at fair coin tosses.
+        """
+        if start is None:
+            start = noise.bernoulli(torch.full((n, *self.shape), 0.5, device=self.device))
+        elif len(start) != n:
+            raise ValueError(f"{n} chains asked for and {len(start)} examples to start them from")
+        return self.gibbs(start, self.burn_in if burn_in is None else burn_in)
+
+    def codes(self, x: Tensor) -> Tensor:
+        return self.hidden_probability(x)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """p(v | h) at h = p(h | v): one mean-field step."""
+        return self.visible_probability(self.hidden_probability(x))
+
+    @torch.no_grad()
+    def start_from_mean(self, mean: Tensor) -> None:
+        self.visible_bias.copy_(torch.logit(mean.flatten().clamp(1e-3, 1 - 1e-3)))
+
+    @property
+    def enumeration_bits(self) -> int:
+        return min(self.visible, self.hidden)
+
+    @torch.no_grad()
+    def log_partition(self) -> Tensor:
+        """log Z in nats, exact, a float64 scalar: enumerates the states of the smaller layer.
+
+        The result is kept until a parameter changes. With 25 units against 784 this takes well under a minute.
+
+        Raises:
+            UsageError: neither layer is small enough.
+        """
+        if not self.enumerable:
+            raise UsageError(
+                f"the exact partition function of {self.visible} visible and {self.hidden} hidden units is a sum over "
+                f"2^{self.enumeration_bits} states; the smaller layer may have {self.limit} units at most"
+            )
+        parameters = [self.weight, self.visible_bias, self.hidden_bias]
+        if self._partition is None or not all(map(torch.equal, parameters, self._partition[0])):
+            value = log_partition(self.weight.double(), self.visible_bias.double(), self.hidden_bias.double())
+            self._partition = [p.detach().clone() for p in parameters], value
+        return self._partition[1]
+
+    @torch.no_grad()
+    def pseudo_log_likelihood(self, x: Tensor, bits: int | None = None) -> Tensor:
+        """Σ_i log p(v_i | the rest) in nats, (B,) (Besag 1975).
+
+        `bits=None` sums over every bit. Otherwise that many bits are drawn for each example, with replacement, and
+        their mean is scaled to all of them: unbiased, and cheap.
+        """
+        v = x.flatten(1).to(self.weight.dtype)
+        before = nn.functional.linear(v, self.weight, self.hidden_bias)
+        rest = softplus(before).sum(-1)
+        total = torch.zeros_like(rest)
+        for i in range(self.visible if bits is None else bits):
+            index = torch.full_like(rest, i).long() if bits is None else torch.randint_like(rest, self.visible).long()
+            flip = 1 - 2 * v.gather(1, index[:, None])
+            after = torch.addcmul(before, flip, self.weight.t()[index])
+            # F(v) - F(v with bit i flipped): log p(v_i | rest) = log σ(F(flipped) - F(v))
+            difference = flip[:, 0] * self.visible_bias[index] + softplus(after).sum(-1) - rest
+            total += logsigmoid(-difference)
+        return total if bits is None else total * (self.visible / bits)
+
+
+def log_partition(W: Tensor, b: Tensor, c: Tensor, block: int = 1 << 11) -> Tensor:
+    """log Σ_h exp(cᵀh) Π_i (1 + exp(b_i + Wᵀ_i h)) over the states of the smaller layer, in float64.
+
+    Args:
+        W: weights (hidden, visible), b: visible biases, c: hidden biases, all float64.
+        block: states summed at a time; bounds the memory.
+
+    h is split into two halves, so that every exp(b_i + W_i h) is a product of two tabulated numbers and no exponential
+    is taken in the inner loop; the factors are multiplied up in groups that can't overflow, so a logarithm is
+    taken only once a group. All terms are positive: nothing cancels.
+    """
+    if W.shape[0] > W.shape[1]:  # the roles of v and h are symmetric
+        W, b, c = W.t(), c, b
+    low = min(len(c), block.bit_length() - 1)
+    inner, outer = states(low, W), states(len(c) - low, W)
+    groups = _safe_groups(W, b)
+    factors = [torch.exp(b[g, None] + W[:low, g].t() @ inner.t()) for g in groups]  # (group, inner states)
+    offset = inner @ c[:low]
+    total = torch.full((), -math.inf, dtype=W.dtype, device=W.device)
+    for h in outer:
+        a = h @ W[low:]
+        term = offset + h @ c[low:]
+        for g, factor in zip(groups, factors, strict=True):
+            term = term + torch.log((1 + factor * torch.exp(a[g, None])).prod(0))
+        total = torch.logaddexp(total, torch.logsumexp(term, 0))
+    return total
+
+
+def states(n: int, like: Tensor) -> Tensor:
+    """All 2^n binary vectors, (2^n, n), of `like`'s type.
+
+    >>> states(2, torch.zeros(()))
+    tensor([[0., 0.], [1., 0.], [0., 1.], [1., 1.]])
+    """
+    codes = torch.arange(1 << n, device=like.device)
+    return (codes[:, None] >> torch.arange(n, device=like.device) & 1).to(like.dtype)
+
+
+def _safe_groups(W: Tensor, b: Tensor) -> list[Tensor]:
+    """Indices of visible units such that the product of a group's factors stays below e^700 whatever h is."""
+    largest = softplus(b + W.clamp(min=0).sum(0))
+    groups: list[list[int]] = [[]]
+    room = 700.0
+    for i, need in enumerate(largest.tolist()):
+        if need > room and groups[-1]:
+            groups.append([])
+            room = 700.0
+        groups[-1].append(i)
+        room -= need
+    return [torch.tensor(g, device=W.device) for g in groups]
