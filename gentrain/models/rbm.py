@@ -61,11 +61,12 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Reconstructs, StartsFr
         return noise.bernoulli(self.visible_probability(h))
 
     def energy_gradient(self, x: Tensor, h: Tensor, coefficient: Tensor) -> dict[str, Tensor]:
-        x, h = x.flatten(1), coefficient[:, None] * h
+        x = x.flatten(1)
+        h = -coefficient[:, None] * h  # ∂E/∂W = -h vᵀ: the sign is cheapest on the smallest factor
         return {
-            "weight": -(h.t() @ x).float(),
+            "weight": (h.t() @ x).float(),
             "visible_bias": -(coefficient @ x).float(),
-            "hidden_bias": -h.sum(0).float(),
+            "hidden_bias": h.sum(0).float(),
         }
 
     def free_energy(self, x: Tensor) -> Tensor:

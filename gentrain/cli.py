@@ -1,0 +1,98 @@
+"""The command: a verb and overrides in, an exit code out; the one place where errors become messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+from gentrain import __version__
+from gentrain.errors import GentrainError, UsageError, nearest
+
+VERBS = {
+    "train": "train a model (the default): gentrain model=vae data=mnist",
+    "resume": "go on with a run: gentrain resume run=DIR",
+    "sample": "draw from a trained model: gentrain sample run=DIR n=64",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (the process's own arguments if None); the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    show = "traceback=true" in args
+    try:
+        return _dispatch(args)
+    except GentrainError as error:
+        return _complain(str(error), error.code, show)
+    except KeyboardInterrupt:
+        return _complain("stopped", 130, show)
+    except BrokenPipeError:  # `gentrain --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="gentrain-", suffix=".log", delete=False) as log:
+            traceback.print_exc(file=log)
+        text = str(error).splitlines() or [""]
+        return _complain(f"{type(error).__name__}: {text[0]} (traceback in {log.name})", 1, show)
+
+
+def _complain(message: str, code: int, show: bool) -> int:
+    if show:
+        traceback.print_exc()
+    reconfigure = getattr(sys.stderr, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+    print(f"gentrain: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(args: list[str]) -> int:
+    verb = "train"
+    if args and not args[0].startswith(("-", "+", "~")) and "=" not in args[0]:
+        verb = args.pop(0)
+        if verb not in VERBS:
+            raise UsageError(f"{verb}: there is no such verb.{nearest(verb, VERBS)} Verbs: {', '.join(VERBS)}")
+    if "--version" in args:
+        print(f"gentrain {__version__}")
+        return 0
+    if "-h" in args or "--help" in args:
+        from gentrain.usage import usage
+
+        print(usage(verb, VERBS))
+        return 0
+    if verb == "train":
+        from gentrain.tasks import launch
+
+        return launch.main(args)
+    overrides = [a for a in args if a != "traceback=true"]
+    for a in overrides:
+        if a.startswith("-") or "=" not in a:
+            raise UsageError(f"{a}: gentrain {verb} takes key=value; see gentrain {verb} --help")
+    return _resume(overrides) if verb == "resume" else _sample(overrides)
+
+
+def _resume(overrides: list[str]) -> int:
+    from gentrain import config
+    from gentrain.settings import ResumeSettings
+
+    own = [o for o in overrides if o.split("=")[0] in ("run", "force")]
+    cfg = config.compose("resume", own)
+    settings = config.record(ResumeSettings, cfg)
+    from gentrain.tasks.resume import resume
+
+    resume(settings.run, [o for o in overrides if o not in own], settings.force)
+    return 0
+
+
+def _sample(overrides: list[str]) -> int:
+    from gentrain import config
+    from gentrain.settings import SampleSettings
+
+    cfg = config.compose("sample", overrides)
+    config.record(SampleSettings, cfg)  # complain before torch is imported
+    from gentrain.tasks.sample import main as sample
+
+    sample(cfg)
+    return 0

@@ -1,0 +1,282 @@
+"""Configuration: composed by Hydra, checked against the constructors themselves, built into objects.
+
+`check` refuses unknown keys, wrong types and ranges before torch is imported; `build` is the only place where a
+`_target_` becomes an object. Hydra is known here and in `gentrain.cli` alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gentrain.errors import UsageError, nearest
+from gentrain.settings import DataSettings, DeviceSettings, RunSettings, TrainerSettings, split_data
+from gentrain.signatures import Unreadable, check_value, parameters
+
+T = TypeVar("T")
+
+HOMES = {
+    "data": "gentrain.data.",
+    "model": "gentrain.models.",
+    "objective": "gentrain.objectives.",
+    "optim": "gentrain.optim.",
+}
+"""Where gentrain's own targets for each section live; a target of ours from anywhere else is refused."""
+
+_FACT = re.compile(r"\$\{data\.(shape|levels|classes|support)\}")
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def groups(folder: Path | None = None) -> dict[str, list[str]]:
+    """Configuration group -> its options.
+
+    >>> "vae" in groups()["model"]
+    True
+    """
+    root = folder or conf_dir()
+    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(root.iterdir()) if d.is_dir()}
+
+
+def compose(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> DictConfig:
+    """The configuration `name` with `overrides` applied, as the command line composes it.
+
+    Raises:
+        UsageError: an override names a group, option or key that doesn't exist, or can't be read.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()  # a notebook may have left its own behind
+    search = [f"hydra.searchpath=[{','.join(f'file://{f}' for f in folders)}]"] if folders else []
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose(name, [*search, *overrides])
+    except Exception as error:
+        raise explain(error, overrides, name) from error
+
+
+def apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Set `key=value` overrides on an already composed configuration, in place; the keys must exist."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except Exception as error:
+        raise explain(error, overrides, "train") from error
+    for override in parsed:
+        key = override.key_or_group
+        if override.is_sweep_override() or override.is_add() or override.is_delete():
+            raise UsageError(f"{override.input_line}: only key=value can change a stored configuration")
+        _require_key(cfg, key, override.input_line or key)
+        OmegaConf.update(cfg, key, override.value(), merge=False)
+
+
+# --- checking -------------------------------------------------------------------------------------------------------
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Check a composed `train` configuration; return it as plain, resolved data.
+
+    Raises:
+        UsageError: the first thing that is wrong, with key, value and remedy.
+    """
+    plain = resolve(cfg)
+    sections = ("data", "model", "objective", "optim")
+    top = {f.name for f in fields(RunSettings)} | {"trainer", "device", *sections}
+    _known_keys("", plain, top)
+    _check_record(RunSettings, {k: v for k, v in plain.items() if k in RunSettings.__dataclass_fields__}, "")
+    for section in (*sections, "trainer", "device"):
+        if not isinstance(plain.get(section), dict):
+            raise UsageError(f"{section}={plain.get(section)}: choose one of {', '.join(groups().get(section, []))}")
+    _check_record(TrainerSettings, plain["trainer"], "trainer.")
+    TrainerSettings(**plain["trainer"])
+    _check_record(DeviceSettings, plain["device"], "device.")
+    shared, own = split_data(plain["data"])
+    _check_record(DataSettings, shared, "data.")
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(raw, dict)
+    _check_target("data", own, raw["data"], plain["trust"], also=shared)
+    for section in sections[1:]:
+        _check_target(section, plain[section], raw[section], plain["trust"])
+    return plain
+
+
+def record(kind: type[T], cfg: DictConfig) -> T:
+    """A composed configuration as the record that describes it.
+
+    Raises:
+        UsageError: a key is missing or unknown, a value of the wrong type or out of range.
+    """
+    missing = [str(key) for key in cfg if OmegaConf.is_missing(cfg, str(key))]
+    if missing:
+        raise UsageError(
+            f"{missing[0]}=…: must be given, e.g. {missing[0]}=outputs/digits/vae-elbo/20260131-120000-1a2b"
+        )
+    plain = resolve(cfg)
+    _check_record(kind, plain, "")
+    return kind(**plain)
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Plain data with every interpolation resolved."""
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"configuration: {_first_line(error)}") from error
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _check_record(record: type, values: Mapping[str, Any], prefix: str) -> None:
+    hints = get_type_hints(record, include_extras=True)
+    _known_keys(prefix, values, hints)
+    for f in fields(record):
+        if f.name not in values and f.default is MISSING:
+            raise UsageError(f"{prefix}{f.name}: missing from the configuration")
+        if f.name in values:
+            check_value(hints[f.name], values[f.name], prefix + f.name)
+
+
+def _known_keys(prefix: str, values: Iterable[str], valid: Iterable[str]) -> None:
+    for key in values:
+        if key not in valid:
+            raise UsageError(
+                f"{prefix}{key}: there is no such key.{nearest(key, valid)} Valid: {', '.join(sorted(valid))}"
+            )
+
+
+def _check_target(
+    path: str, node: Mapping[str, Any], raw: Any, trust: Sequence[str], also: Mapping[str, Any] | None = None
+) -> None:
+    """Check one `_target_` node, and those nested in it, against the signature of what it names."""
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise UsageError(f"{path}._target_={target}: must name a class, e.g. {HOMES.get(path, 'gentrain.')}…")
+    require_trusted(target, trust, f"{path}._target_")
+    try:
+        takes = parameters(target)
+    except Unreadable:
+        takes = None
+    for key, value in node.items():
+        given = raw.get(key) if isinstance(raw, Mapping) else None
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_target(f"{path}.{key}", value, given, trust)
+        elif key != "_target_" and takes is not None:
+            _known_keys(f"{path}.", [key], {**takes, **(also or {})})
+            if not (value is None and isinstance(given, str) and _FACT.fullmatch(given)):
+                check_value(takes[key].annotation, value, f"{path}.{key}")
+    missing = [key for key, parameter in (takes or {}).items() if parameter.required and key not in node]
+    if missing:
+        raise UsageError(f"{path}.{missing[0]}: {target} needs it; set {path}.{missing[0]}=…")
+
+
+def require_trusted(target: str, trust: Sequence[str], path: str = "_target_") -> None:
+    """Refuse a target outside gentrain and the packages that the user named."""
+    package = target.split(".")[0]
+    if package == "gentrain":
+        if not target.startswith(tuple(HOMES.values())):
+            raise UsageError(f"{path}={target}: in gentrain it must lie in {', '.join(h[:-1] for h in HOMES.values())}")
+    elif package not in trust:
+        raise UsageError(f"{path}={target}: lies outside gentrain; if you trust that code, say trust=[{package}]")
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def build(node: Mapping[str, Any], trust: Sequence[str], expected: type | None = None) -> Any:
+    """Call what `_target_` names with the node's other keys; nested targets are built first.
+
+    Raises:
+        UsageError: the target is not trusted, doesn't exist, is no `expected`, or refuses its arguments.
+    """
+    target = str(node["_target_"])
+    factory = locate(target, trust)
+    if expected is not None and not (isinstance(factory, type) and issubclass(factory, expected)):
+        raise UsageError(f"_target_={target}: must be a subclass of {expected.__module__}.{expected.__name__}")
+    arguments = {
+        key: build(value, trust) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in node.items()
+        if key != "_target_"
+    }
+    return factory(**arguments)
+
+
+def locate(target: str, trust: Sequence[str]) -> Any:
+    """The class or function that `target` names, if it was really defined in a trusted package."""
+    require_trusted(target, trust)
+    module, _, name = target.rpartition(".")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # one's own model in the current folder
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"_target_={target}: can't be imported: {_first_line(error)}") from error
+    origin = getattr(found, "__module__", "")
+    if not callable(found) or str(origin).split(".")[0] not in {"gentrain", *trust}:
+        raise UsageError(f"_target_={target}: is not defined in gentrain or a trusted package but in {origin!r}")
+    return found
+
+
+# --- explaining -----------------------------------------------------------------------------------------------------
+
+
+def explain(error: Exception, overrides: Sequence[str], name: str) -> Exception:
+    """Hydra's complaint about overrides as one line with the nearest valid word; other errors come back as they are."""
+    from hydra.errors import HydraException
+
+    if isinstance(error, UsageError) or not isinstance(error, HydraException | OmegaConfBaseException):
+        return error
+    known = groups()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~")
+        if key in known and value and value not in (*known[key], "null") and not re.search(r"[,(\[]", value):
+            return UsageError(
+                f"{override}: there is no such {key}.{nearest(value, known[key])} Available: {', '.join(known[key])}"
+            )
+        if not override.startswith(("+", "~", "hydra")) and key not in known:
+            try:
+                _require_key(_bare(name, overrides), key, override)
+            except UsageError as problem:
+                return problem
+    cause = f" {_first_line(error.__cause__)}" if error.__cause__ else ""
+    return UsageError(f"{' '.join(overrides) or name}: {_first_line(error)}{cause}")
+
+
+def _bare(name: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration with only the valid choices of groups applied: which keys there are."""
+    known = groups()
+    chosen = [o for o in overrides if "=" in o and o.split("=")[1] in known.get(o.split("=")[0], [])]
+    return compose(name, chosen)
+
+
+def _require_key(cfg: DictConfig, key: str, override: str) -> None:
+    node: Any = cfg
+    prefix = ""
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            valid = [str(k) for k in node] if isinstance(node, DictConfig) else []
+            valid += list(groups()) if not prefix else []
+            listed = f" Valid: {', '.join(sorted(set(valid) - {'hydra'}))}" if valid else ""
+            raise UsageError(f"{override}: there is no key '{prefix}{part}'.{nearest(part, valid)}{listed}")
+        node = node._get_node(part)
+        prefix += f"{part}."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "use +" not in line]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,172 @@
+"""Optimizers and learning-rate schedules as records that config can check and a trainer can build.
+
+The learning rate is a pure function of progress, lr(t) = lr * factor(t) with t in [0, 1), so a schedule has no state
+to save. Weight decay acts on parameters of two or more dimensions: weights, not biases or normalisation gains.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from gentrain.errors import UsageError, nearest
+from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+Schedule = Literal["constant", "linear", "cosine", "step"]
+
+
+def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float = 0.0) -> float:
+    """The multiple of the base learning rate at progress t.
+
+    After a linear rise over the first `warmup` of training, u in [0, 1) runs over the rest:
+    constant 1; linear 1 - (1 - final) u; cosine final + (1 - final)(1 + cos πu)/2; step 0.1^⌊3u⌋ (two drops by ten).
+
+    >>> [schedule_factor("linear", t) for t in (0.0, 0.5)]
+    [1.0, 0.5]
+    >>> round(schedule_factor("cosine", 0.5, final=0.2), 6)
+    0.6
+    >>> schedule_factor("constant", 0.05, warmup=0.1)
+    0.5
+    """
+    if t < warmup:
+        return t / warmup
+    u = (t - warmup) / (1 - warmup)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1 - (1 - final) * u
+    if schedule == "cosine":
+        return final + (1 - final) * (1 + math.cos(math.pi * u)) / 2
+    return 0.1 ** math.floor(3 * u)
+
+
+@dataclass(frozen=True)
+class Optim(ABC):
+    """What every optimizer takes.
+
+    Args:
+        lr: learning rate at factor 1.
+        weight_decay: L2 penalty (decoupled for AdamW), on weights only.
+        schedule, warmup, final: see `schedule_factor`.
+        parts: part name -> settings of this optimizer that differ there, e.g. {discriminator: {lr: 4e-4}}.
+    """
+
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    schedule: Schedule
+    warmup: OpenFraction
+    final: Fraction
+    parts: dict[str, dict[str, Any]] | None
+
+    def factor(self, progress: float) -> float:
+        return schedule_factor(self.schedule, progress, self.warmup, self.final)
+
+    def build(self, part: str, module: nn.Module) -> Optimizer:
+        """The optimizer of one part, over its trainable parameters."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SHARED} | {"lr": self.lr}
+        own = (self.parts or {}).get(part, {})
+        for key in own:
+            valid = [*settings, "weight_decay"]
+            if key not in valid:
+                raise UsageError(
+                    f"optim.parts.{part}.{key}: no such setting.{nearest(key, valid)} Valid: {', '.join(valid)}"
+                )
+        decay = own.get("weight_decay", self.weight_decay)
+        settings |= {key: value for key, value in own.items() if key != "weight_decay"}
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": decay},
+            {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return self._optimizer([group for group in groups if group["params"]], settings)
+
+    def check_parts(self, parts: Iterable[str]) -> None:
+        """Refuse settings for parts that the objective doesn't train."""
+        for name in self.parts or {}:
+            if name not in parts:
+                raise UsageError(
+                    f"optim.parts.{name}: this objective trains {', '.join(repr(p) for p in parts)}"
+                    f"; choose another optimizer, e.g. optim=adam"
+                )
+
+    @abstractmethod
+    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+        """torch's optimizer for these groups of parameters."""
+
+
+_SHARED = {f.name for f in fields(Optim)}
+
+
+@dataclass(frozen=True)
+class Adam(Optim):
+    """Kingma & Ba 2015, in torch's fused form."""
+
+    betas: tuple[OpenFraction, OpenFraction]
+    eps: PositiveFloat
+
+    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+        import torch
+
+        return torch.optim.Adam(groups, fused=True, **settings)
+
+
+@dataclass(frozen=True)
+class AdamW(Optim):
+    """Loshchilov & Hutter 2019: Adam with decoupled weight decay."""
+
+    betas: tuple[OpenFraction, OpenFraction]
+    eps: PositiveFloat
+
+    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+        import torch
+
+        return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+@dataclass(frozen=True)
+class SGD(Optim):
+    """Stochastic gradient descent, v <- momentum v + g + weight_decay θ, θ <- θ - lr v."""
+
+    momentum: OpenFraction
+    nesterov: bool
+
+    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+        import torch
+
+        if settings["nesterov"] and settings["momentum"] == 0:
+            raise UsageError("optim.nesterov=true needs optim.momentum above 0")
+        return torch.optim.SGD(groups, fused=True, **settings)
+
+
+@dataclass(frozen=True)
+class RMSprop(Optim):
+    """Tieleman & Hinton 2012."""
+
+    alpha: OpenFraction
+    eps: PositiveFloat
+    momentum: OpenFraction
+
+    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+        import torch
+
+        return torch.optim.RMSprop(groups, foreach=True, **settings)
+
+
+@dataclass(frozen=True)
+class Adagrad(Optim):
+    """Duchi, Hazan & Singer 2011."""
+
+    eps: PositiveFloat
+    initial_accumulator_value: NonNegativeFloat
+
+    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+        import torch
+
+        return torch.optim.Adagrad(groups, foreach=True, **settings)

@@ -1,0 +1,172 @@
+"""Pictures of what a model does: image grids, scatter plots, curves. Pixels only; `gentrain.report` files them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gentrain.device import own_randomness
+from gentrain.models.base import Codes, Decoder, Filters, Generative, LatentVariable, Reconstructs
+
+
+def to_unit(x: Tensor, support: str, levels: int | None) -> Tensor:
+    """Values of a support as brightness in [0, 1].
+
+    >>> to_unit(torch.tensor([-1.0, 0.0, 1.0]), "signed", None)
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    x = x.detach().float()
+    if support == "signed":
+        x = (x + 1) / 2
+    elif support == "levels":
+        x = x / ((levels or 256) - 1)
+    return x.clamp(0, 1)
+
+
+def grid(images: Tensor, columns: int | None = None, scale: int | None = None) -> Tensor:
+    """Tile (N, C, H, W) images in [0, 1] into one (C, H', W') image, a grey line between them.
+
+    Small images are enlarged by whole pixels until the grid is about 400 pixels wide.
+    """
+    n, _, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    scale = scale or max(1, round(400 / (columns * (width + 1))))
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    step_y, step_x = height * scale + 1, width * scale + 1
+    canvas = torch.full((images.shape[1], rows * step_y + 1, columns * step_x + 1), 0.5)
+    for i, image in enumerate(images.cpu()):
+        y, x = (i // columns) * step_y + 1, (i % columns) * step_x + 1
+        canvas[:, y : y + height * scale, x : x + width * scale] = image
+    return canvas
+
+
+def to_bytes(image: Tensor) -> np.ndarray:
+    """A (C, H, W) image in [0, 1] as (H, W, 3) bytes; one channel is grey, two are shown as red and green."""
+    array = (image.clamp(0, 1) * 255).round().byte().cpu()
+    if array.shape[0] == 1:
+        array = array.expand(3, -1, -1)
+    elif array.shape[0] == 2:
+        array = torch.cat([array, torch.zeros_like(array[:1])])
+    return array[:3].permute(1, 2, 0).contiguous().numpy()
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    return len(shape) == 3
+
+
+def show(x: Tensor, model: Generative, levels: int | None, columns: int | None = None) -> np.ndarray:
+    """Examples as (H, W, 3) bytes: a grid for images, a scatter plot for points."""
+    if is_image(model.shape):
+        return to_bytes(grid(to_unit(x, model.support, levels), columns))
+    return scatter({"samples": x.detach().cpu().reshape(len(x), -1).numpy()})
+
+
+def scatter(points: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The first two coordinates of each named set of points, as (H, W, 3) bytes."""
+    figure, axes = _figure(5, 5)
+    for name, p in points.items():
+        axes.scatter(p[:, 0], p[:, min(1, p.shape[1] - 1)], s=4, alpha=0.5, label=name)
+    axes.set_aspect("equal", "datalim")
+    axes.legend(loc="upper right")
+    return _render(figure)
+
+
+def curves(series: Mapping[str, Sequence[tuple[int, float]]]) -> np.ndarray:
+    """One small plot per named series of (step, value), as (H, W, 3) bytes."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(series))
+    rows = math.ceil(len(series) / columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    for i, (name, values) in enumerate(series.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.plot(*zip(*values, strict=True), linewidth=1.2, marker="." if len(values) < 30 else None)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    return _render(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _render(figure: Any) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+# --- what a model has to show ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def draw(model: Generative, n: int, seed: int, images_as_means: bool = True) -> Tensor:
+    """n examples from fixed noise: the same `seed` gives the same noise at every step of training.
+
+    Of a latent-variable model of images the *mean* of p(x|z) is shown, as is the custom: one pixel-wise draw from it
+    would add noise that says nothing about the model. Everything else is shown as sampled.
+    """
+    with own_randomness(seed):
+        if images_as_means and isinstance(model, LatentVariable) and is_image(model.shape):
+            return model.decode(model.prior.sample((n,)).to(model.device)).mean
+        return model.sample(n)
+
+
+@torch.no_grad()
+def reconstructions(model: Reconstructs, x: Tensor, seed: int) -> Tensor:
+    """Each example followed by its reconstruction, (2B, *shape)."""
+    with own_randomness(seed):
+        pairs = torch.stack([x.float(), model.reconstruct(x).float()], dim=1)
+    return pairs.flatten(0, 1)
+
+
+@torch.no_grad()
+def interpolations(model: LatentVariable | Decoder, x: Tensor | None, rows: int, steps: int, seed: int) -> Tensor:
+    """`rows` straight lines through the code space, `steps` images each, (rows * steps, *shape).
+
+    Between the codes (posterior means) of pairs of examples where the model can encode, between draws from the prior
+    where it can't.
+    """
+    with own_randomness(seed):
+        if isinstance(model, LatentVariable) and x is not None:
+            ends = model.encode(x[: 2 * rows]).mean
+        else:
+            ends = model.prior.sample((2 * rows,)).to(model.device)
+        t = torch.linspace(0, 1, steps, device=ends.device).view(1, -1, *[1] * (ends.dim() - 1))
+        z = torch.lerp(ends[:rows, None], ends[rows:, None], t).flatten(0, 1)
+        decoded = model.decode(z)
+    return decoded if isinstance(decoded, Tensor) else decoded.mean
+
+
+@torch.no_grad()
+def filters(model: Filters, n: int) -> Tensor:
+    """The model's first n filters, each scaled to [0, 1] by one common range so that dead ones look flat."""
+    weights = model.filters()[:n].detach().float().cpu()
+    reach = weights.abs().max().clamp_min(1e-12)
+    return (weights / reach + 1) / 2
+
+
+@torch.no_grad()
+def codes(model: Codes, x: Tensor, seed: int) -> Tensor:
+    with own_randomness(seed):
+        return model.codes(x).float()

@@ -1,0 +1,246 @@
+"""The one writer: console, TensorBoard, metrics.jsonl and PNG files of a run.
+
+Nobody else knows TensorBoard or rich. Processes other than the main one hold a `Report` without a run, which writes
+nothing. A disk that fills up here is said once and never ends training; checkpoints are another matter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gentrain import pictures
+from gentrain.files import write_atomic
+
+log = logging.getLogger("gentrain")
+QUIET = 5.0  # seconds between two plain lines where there is no terminal
+
+
+class Report:
+    """Writes what happens in a run.
+
+    Args:
+        folder: the run's folder, or None to write nothing. first_step: events at or after it belong to an abandoned
+            future and are purged (0 for a fresh run). total: steps of the whole training, None when a clock ends it.
+    """
+
+    def __init__(self, folder: Path | None, first_step: int = 0, total: int | None = None):
+        self.folder = folder
+        self.total = total
+        self._warned: set[str] = set()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._spoke = 0.0
+        self.console = console()
+        if folder is None:
+            self._writer = None
+            return
+        self._rewind(folder / "metrics.jsonl", first_step)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = self._guarded("TensorBoard", lambda: SummaryWriter(str(folder), purge_step=first_step or None))
+
+    # --- numbers ---
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """File named numbers of one step in metrics.jsonl and TensorBoard."""
+        if self.folder is None:
+            return
+        record = {"step": step, **{k: v if math.isfinite(v) else str(v) for k, v in values.items()}}
+
+        def append() -> None:
+            assert self.folder is not None
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+        self._guarded("metrics.jsonl", append)
+        for name, value in values.items():
+            self._board(lambda w, n=name, v=value: w.add_scalar(n, v, step))
+
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        self._board(lambda w: w.add_histogram(name, values, step))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._board(lambda w: w.add_text(name, text, step))
+
+    def picture(self, step: int, name: str, pixels: np.ndarray, keep: bool = True) -> Path | None:
+        """File (H, W, 3) bytes in TensorBoard and, with `keep`, as samples/<name>-<step>.png; its path."""
+        self._board(lambda w: w.add_image(name, pixels, step, dataformats="HWC"))
+        if self.folder is None or not keep:
+            return None
+        path = self.folder / "samples" / f"{name.replace('/', '-')}-{step:08d}.png"
+        self._guarded("samples", lambda: pictures.save_png(path, pixels))
+        return path
+
+    def curve(self, names: Sequence[str]) -> None:
+        """Draw curve.png from metrics.jsonl: one plot for each name that has values."""
+        if self.folder is None:
+            return
+        series: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+        for record in read_metrics(self.folder):
+            for name in names:
+                if isinstance(record.get(name), float | int):
+                    series[name].append((record["step"], record[name]))
+        drawn = {name: values for name, values in series.items() if values}
+        path = self.folder / "curve.png"
+        if drawn:
+            self._guarded("curve.png", lambda: pictures.save_png(path, pictures.curves(drawn)))
+
+    def hparams(self, settings: Mapping[str, Any]) -> None:
+        """File the run's settings for TensorBoard's HParams table, in the run's own folder.
+
+        Only the session's start and end are written: with an experiment record as well, TensorBoard takes its columns
+        from the first run alone and hides every setting that only other runs have.
+        """
+        if self._writer is not None:
+            from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
+
+            info = SessionStartInfo(start_time_secs=time.time())
+            for key, value in settings.items():
+                if isinstance(value, bool):
+                    info.hparams[key].bool_value = value
+                elif isinstance(value, int | float):
+                    info.hparams[key].number_value = value
+                else:
+                    info.hparams[key].string_value = str(value)
+            self._session("session_start_info", info)
+
+    def hparams_end(self, ok: bool) -> None:
+        """Mark the run in the HParams table as finished, well or badly."""
+        if self._writer is not None:
+            from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+            from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo
+
+            status = STATUS_SUCCESS if ok else STATUS_FAILURE
+            self._session("session_end_info", SessionEndInfo(status=status, end_time_secs=time.time()))
+
+    def _session(self, name: str, info: Any) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+        content = HParamsPluginData(version=0, **{name: info}).SerializeToString()
+        plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content)
+        value = Summary.Value(tag=f"_hparams_/{name}", metadata=SummaryMetadata(plugin_data=plugin))
+        self._board(lambda w: w.file_writer.add_summary(Summary(value=[value])))
+
+    def flush(self) -> None:
+        self._board(lambda w: w.flush())
+
+    # --- console ---
+
+    def start(self, step: int) -> None:
+        """Open the progress bar (on a terminal)."""
+        if self.folder is not None and self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.completed:,.0f}" + (f"/{self.total:,}" if self.total else "")),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=self.total, completed=step, line="")
+            self._progress.start()
+
+    def progress(self, step: int, values: Mapping[str, float], rate: float, eta: float | None) -> None:
+        """Show where training stands: on the bar, or as one plain line every few seconds."""
+        if self.folder is None:
+            return
+        line = "  ".join(f"{name} {value:.5g}" for name, value in values.items()) + f"  {rate:,.0f} ex/s"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, line=line)
+        elif time.monotonic() - self._spoke > QUIET:
+            self._spoke = time.monotonic()
+            of = f"/{self.total:,}" if self.total else ""
+            self.say(f"step {step:,}{of}  {line}" + (f"  eta {clock(eta)}" if eta is not None else ""))
+
+    def say(self, line: str) -> None:
+        """One line on the console and in train.log."""
+        if self.folder is not None:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            log.info(line)
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """The closing table."""
+        if self.folder is None:
+            return
+        table = Table(title=title, show_header=False, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for key, value in rows:
+            table.add_row(key, value)
+        self.console.print(table)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        self._board(lambda w: w.close())
+        self._writer = None
+
+    # --- within ---
+
+    def _rewind(self, path: Path, first_step: int) -> None:
+        """Drop the lines of steps that are about to be trained again, and a half-written last one."""
+        if not path.exists():
+            return
+        kept = [json.dumps(r) for r in read_metrics(path.parent) if r["step"] < first_step]
+        write_atomic(path, "".join(line + "\n" for line in kept).encode())
+
+    def _board(self, write: Any) -> None:
+        if self._writer is not None:
+            self._guarded("TensorBoard", lambda: write(self._writer))
+
+    def _guarded(self, what: str, write: Any) -> Any:
+        try:
+            return write()
+        except OSError as error:
+            if what not in self._warned:
+                self._warned.add(what)
+                self.say(f"warning: {what} can't be written ({error.strerror or error}); training goes on without it")
+            return None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a line cut short by a crash is passed over."""
+    records = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that never fails on what a terminal can't show."""
+    stream = sys.stderr if stderr else sys.stdout
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+    return Console(stderr=stderr)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss.
+
+    >>> clock(75), clock(3700)
+    ('1:15', '1:01:40')
+    """
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,0 +1,48 @@
+"""Stopping on request: a signal ends training at the next step's edge, after a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from gentrain.errors import Interrupted
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+
+
+class Stop:
+    """A context that turns signals into a request to stop.
+
+    Before training has anything to lose (`deferred` False) the first signal ends the process at once; then it only
+    sets `requested`, which the trainer polls. A second signal of any kind always ends the process at once.
+    SIGUSR1 and SIGUSR2 are what batch systems send ahead of their time limit.
+    """
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self.deferred = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python has no handlers to set
+            for name in _NAMES:
+                if hasattr(signal, name):
+                    number = getattr(signal, name)
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self.requested
+        self.requested = number
+        if again or not self.deferred:
+            raise self.error("at once")
+
+    def error(self, where: str) -> Interrupted:
+        """The error that reports the request."""
+        return Interrupted(f"stopped {where} by {signal.Signals(self.requested).name}", self.requested)

@@ -1,0 +1,125 @@
+"""From a checked configuration to the objects of a training: data, model, objective, optimizer settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from gentrain import config
+from gentrain.data.pipeline import Pipeline
+from gentrain.data.source import Source
+from gentrain.device import Device
+from gentrain.errors import UsageError
+from gentrain.models.base import Generative, StartsFromMean
+from gentrain.optim import Optim
+from gentrain.settings import split_data
+from gentrain.update import Objective
+
+FACTS = ("shape", "levels", "classes", "support")
+
+
+@dataclass
+class Assembly:
+    """Everything a training is made of, and the configuration (`plain`: resolved) it was made from."""
+
+    plain: dict[str, Any]
+    source: Source
+    model: Generative
+    objective: Objective
+    pipeline: Pipeline
+    optim: Optim
+
+    @property
+    def name(self) -> str:
+        from gentrain.run import snake
+
+        return f"{snake(type(self.model).__name__)}-{snake(type(self.objective).__name__)}"
+
+
+def assemble(cfg: DictConfig, device: Device) -> Assembly:
+    """Build and check everything, writing nothing. What the data turn out to be is noted in `cfg`.
+
+    Raises:
+        UsageError: something doesn't fit. DataError: the data can't be had.
+    """
+    plain = config.check(cfg)
+    trust = plain["trust"]
+    _, own = split_data(plain["data"])
+    source: Source = config.build(own, trust)
+    _note_facts(cfg, source)
+    plain = config.check(cfg)
+    torch.manual_seed(plain["seed"])
+    model = _build_model(plain, source)
+    objective = config.build(plain["objective"], trust, Objective)
+    require_fit(model, objective, trust)
+    optim = config.build(plain["optim"], trust, Optim)
+    model, objective = model.to(device.torch), objective.to(device.torch)
+    pipeline = make_pipeline(plain, source, model, device)
+    if isinstance(model, StartsFromMean):
+        model.start_from_mean(pipeline.mean())
+    device.synchronise(model)
+    return Assembly(plain, source, model, objective, pipeline, optim)
+
+
+def make_pipeline(plain: dict[str, Any], source: Source, model: Generative, device: Device) -> Pipeline:
+    data = plain["data"]
+    return Pipeline(
+        source,
+        model.support,
+        batch_size=data["batch_size"],
+        seed=plain["seed"],
+        device=device.torch,
+        binarization=data["binarization"],
+        dequantize=data["dequantize"],
+        rank=device.rank,
+        world=device.world,
+    )
+
+
+def _note_facts(cfg: DictConfig, source: Source) -> None:
+    spec = source.spec
+    for key in FACTS:
+        actual = getattr(spec, key)
+        actual = list(actual) if isinstance(actual, tuple) else actual
+        given = OmegaConf.to_container(cfg.data, resolve=True)[key]  # type: ignore[index, call-overload]
+        if given is not None and given != actual:
+            raise UsageError(f"data.{key}={given}: {spec.name} has {key} {actual}; leave data.{key} out")
+        OmegaConf.update(cfg, f"data.{key}", actual)
+
+
+def _build_model(plain: dict[str, Any], source: Source) -> Generative:
+    model = config.build(plain["model"], plain["trust"], Generative)
+    for fact in ("shape", "support"):
+        if getattr(model, fact, None) is None:
+            raise UsageError(f"model={plain['model']['_target_']}: sets no self.{fact} in its constructor")
+    if tuple(model.shape) != tuple(source.spec.shape):
+        raise UsageError(
+            f"model.shape={list(model.shape)}: {source.spec.name} has {list(source.spec.shape)}; "
+            "let it be ${data.shape}"
+        )
+    return model
+
+
+def require_fit(model: Generative, objective: Objective, trust: list[str]) -> None:
+    """Refuse an objective that needs what the model lacks, saying which pairs do fit."""
+    needs = objective.needs
+    if isinstance(model, needs):
+        return
+    objectives = [o for o, cls in _classes("objective", trust) if isinstance(model, cls.needs)]
+    models = [m for m, cls in _classes("model", trust) if issubclass(cls, needs)]
+    raise UsageError(
+        f"model={type(model).__name__} with objective={type(objective).__name__}: the model is no {needs.__name__}. "
+        f"Objectives that fit the model: {', '.join(objectives) or 'none'}. "
+        f"Models that fit the objective: {', '.join(models) or 'none'}"
+    )
+
+
+def _classes(group: str, trust: list[str]) -> Iterator[tuple[str, Any]]:
+    for option in config.groups()[group]:
+        node = OmegaConf.load(config.conf_dir() / group / f"{option}.yaml")
+        if "_target_" in node:
+            yield option, config.locate(node["_target_"], trust)

@@ -1,0 +1,228 @@
+"""Train a model: assemble, make the run folder, fit, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from gentrain import checkpoint, config
+from gentrain import device as devices
+from gentrain.device import Device
+from gentrain.errors import GentrainError, Interrupted, OutOfMemoryError
+from gentrain.evaluation import ledger
+from gentrain.evaluation.heldout import Estimate
+from gentrain.files import disk_error, is_disk_error, read_json
+from gentrain.report import Report, clock
+from gentrain.run import Run
+from gentrain.settings import DeviceSettings, TrainerSettings
+from gentrain.signals import Stop
+from gentrain.tasks.assemble import Assembly, assemble
+from gentrain.tasks.look import Look, test_rows
+from gentrain.trainer import Trainer
+
+log = logging.getLogger("gentrain")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training: its folder, the steps it took, and the test split's numbers by name."""
+
+    path: Path
+    step: int
+    test: Mapping[str, Estimate]
+
+
+def train(overrides: Sequence[str] = (), folders: Sequence[str | Path] = ()) -> Outcome:
+    """Train from Python as `gentrain <overrides>` does from a shell.
+
+    Args:
+        overrides: as on the command line, e.g. ["model=rbm", "data=mnist", "trainer.steps=2000"].
+        folders: further folders of YAML files (`--config-dir`).
+
+    Raises:
+        GentrainError: as the command line reports it; `UsageError` before anything is written.
+    """
+    cfg = config.compose("train", overrides, [Path(f).resolve() for f in folders])
+    return main(cfg, overrides)
+
+
+def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], object] = lambda path: None) -> Outcome:
+    """Train as `cfg`, a composed `train` configuration, says; `made` is told the run folder once it exists."""
+    composed = OmegaConf.to_yaml(cfg)
+    plain = config.check(cfg)
+    with Stop() as stop, _processes():
+        device = devices.setup(DeviceSettings(**plain["device"]))
+        assembly = assemble(cfg, device)
+        run = None
+        path = None
+        if device.is_main:
+            run = Run.create(Path(plain["output"]), assembly.source.spec.name, assembly.name)
+            path = run.path
+            made(path)
+        path = Path(device.agree(str(path)))
+        stored = OmegaConf.to_container(cfg, resolve=False)
+        assert isinstance(stored, dict)
+        with watched(run, assembly.plain) as report_to:
+            if run is not None:
+                facts = {"device": device.describe(), "data": assembly.source.fingerprint()}
+                run.describe(stored, composed, overrides, facts)
+            trainer, look = prepare(assembly, device, path, stored, report_to, first_step=0)
+            return fit(trainer, look, stop, run, path, assembly)
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        devices.leave()
+
+
+def prepare(
+    assembly: Assembly, device: Device, path: Path, stored: dict[str, Any], main: bool, first_step: int
+) -> tuple[Trainer, Look]:
+    """The trainer of a run folder with its report and pictures."""
+    settings = TrainerSettings(**assembly.plain["trainer"])
+    total = settings.total_steps(assembly.pipeline.steps_per_epoch)
+    report = Report(path if main else None, first_step, total)
+    look = Look(report, assembly.pipeline)
+    keeper = checkpoint.Keeper(path / "checkpoints", settings.keep)
+    trainer = Trainer(
+        assembly.model, assembly.objective, assembly.pipeline, assembly.optim, settings, device, report, keeper, look,
+        {str(k): v for k, v in stored.items()},
+    )  # fmt: skip
+    if device.compile:
+        compiled = [child.compile() for child in assembly.model.children()]
+        if not compiled:
+            report.say(f"device.compile: {type(assembly.model).__name__} has no networks to compile")
+    return trainer, look
+
+
+def fit(trainer: Trainer, look: Look, stop: Stop, run: Run | None, path: Path, assembly: Assembly) -> Outcome:
+    """Train to the end, evaluate on the test split, and close the books."""
+    report = trainer.report
+    settings = hparams(assembly)
+    if run is not None:
+        run.status("running", trainer.step)
+    count = sum(p.numel() for p in trainer.model.parameters())
+    report.say(
+        f"{assembly.name} on {assembly.source.spec.name} ({trainer.pipeline.protocol}): {count:,} parameters, "
+        f"{trainer.pipeline.steps_per_epoch:,} steps an epoch, on {trainer.device.describe()}"
+    )
+    report.say(f"run {path}")
+    report.hparams(settings)
+    ok = False
+    try:
+        trainer.fit(stop)
+        found = _finish(trainer, look, path, assembly) if trainer.device.is_main else {}
+        ok = True
+    except Interrupted:
+        if trainer.step > 0 and trainer._saved != trainer.step:
+            report.say("stopped before the first step was done: there is nothing to save")
+        raise
+    finally:
+        report.hparams_end(ok)
+        report.curve(["train/loss", "train/elbo", *(f"validation/{name}" for name in _monitored(trainer))])
+        report.close()
+    if run is not None:
+        run.status("done", trainer.step)
+    return Outcome(path, trainer.step, found)
+
+
+def _monitored(trainer: Trainer) -> list[str]:
+    return [trainer.objective.monitor] if trainer.objective.monitor else []
+
+
+def _finish(trainer: Trainer, look: Look, path: Path, assembly: Assembly) -> dict[str, Estimate]:
+    """Test numbers into the ledger, a last picture, and the closing table."""
+    trainer.model.eval()
+    record = read_json(path / "checkpoints" / "last.json") or {}
+    rows, found = test_rows(trainer, assembly.plain["seed"], record.get("sha256", ""))
+    ledger.add(path, rows)
+    trainer.report.scalars(trainer.step, {f"test/{name}": e.mean for name, e in found.items()})
+    look.draw(trainer.averaged, trainer.step)
+    table = [("run", str(path)), ("steps", f"{trainer.step:,} in {clock(trainer.elapsed)}")]
+    table += [(f"test {name} ({e.kind})", str(e)) for name, e in found.items()]
+    table += [("samples", str(look.picture)), ("tensorboard", f"tensorboard --logdir {path.parents[2]}")]
+    trainer.report.table("done", table)
+    return found
+
+
+def hparams(assembly: Assembly) -> dict[str, Any]:
+    """The settings of a run as flat names and scalars, for tables."""
+    plain = assembly.plain
+    flat: dict[str, Any] = {"seed": plain["seed"], "data": assembly.source.spec.name}
+    names = assembly.name.split("-")
+    flat |= {"model": names[0], "objective": names[1], "data.batch_size": plain["data"]["batch_size"]}
+    for section in ("model", "objective", "optim"):
+        for key, value in plain[section].items():
+            if value is not None and key not in ("_target_", "shape", "levels"):
+                flat[f"{section}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+# --- how it ended ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def watched(run: Run | None, plain: dict[str, Any]) -> Iterator[bool]:
+    """Log to the run's train.log, and on the way out record in status.json how it ended. Yields whether `run` is ours.
+
+    Raises:
+        GentrainError: what went wrong, in words; the traceback is in the log.
+    """
+    if run is None:
+        yield False
+        return
+    handler = logging.FileHandler(run.path / "train.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("gentrain")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield True
+    except BaseException as error:
+        problem = translate(error, plain, run.path)
+        record = read_json(run.path / "checkpoints" / "last.json") or {}
+        with contextlib.suppress(OSError):
+            log.error("%s", problem, exc_info=error)
+        run.status(problem.state, record.get("step", 0), str(problem))
+        raise problem from error
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        handler.close()
+        run.close()
+
+
+def translate(error: BaseException, plain: dict[str, Any], path: Path) -> GentrainError:
+    """Any exception as one line a user can act on."""
+    if isinstance(error, Interrupted):
+        return Interrupted(f"{error}; go on with: gentrain resume run={path}", error.signal)
+    if isinstance(error, GentrainError):
+        return error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        size = plain["data"]["batch_size"]
+        return OutOfMemoryError(
+            f"out of memory with data.batch_size={size}: try data.batch_size={max(1, size // 2)} or a smaller model"
+        )
+    if is_disk_error(error):
+        assert isinstance(error, OSError)
+        return disk_error(error, Path(error.filename or path))
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(f"stopped at once; go on with: gentrain resume run={path}", 2)
+    text = str(error).splitlines()
+    return GentrainError(
+        f"{type(error).__name__}: {text[0] if text else 'no message'} (traceback in {path / 'train.log'}, "
+        "or say traceback=true)"
+    )

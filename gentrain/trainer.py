@@ -1,0 +1,235 @@
+"""The loop: it takes batches, carries out what the objective yields, and looks up now and then.
+
+It knows no model and no objective by name. What happens at a step is a function of (configuration, step, state), so a
+run that was stopped anywhere goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gentrain import checkpoint
+from gentrain.data.pipeline import Pipeline
+from gentrain.device import Device, rng_state, set_rng_state
+from gentrain.errors import NonFiniteError
+from gentrain.models.base import Generative
+from gentrain.optim import Optim
+from gentrain.parts import Part
+from gentrain.report import Report
+from gentrain.settings import TrainerSettings
+from gentrain.signals import Stop
+from gentrain.update import Objective, Update
+
+POLL = 10  # steps between two looks at other processes' requests to stop
+
+
+class Trainer:
+    """Trains `model` by `objective` on the batches of `pipeline`.
+
+    Args:
+        optim: one optimizer's settings; each part of the objective gets its own optimizer.
+        settings: when to end and how often to look up. keeper: files checkpoints (used by the main process only).
+        look: called as look(trainer, what) with what = "evaluate" or "sample" at their intervals, on the main process;
+            "evaluate" may return (metric, value) by which the best checkpoint is chosen.
+        config: plain configuration that goes into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: Generative,
+        objective: Objective,
+        pipeline: Pipeline,
+        optim: Optim,
+        settings: TrainerSettings,
+        device: Device,
+        report: Report,
+        keeper: checkpoint.Keeper,
+        look: Callable[[Trainer, str], tuple[str, float] | None],
+        config: dict[str, Any],
+    ):
+        self.model, self.objective, self.pipeline = model, objective, pipeline
+        self.optim, self.settings, self.device = optim, settings, device
+        self.report, self.keeper, self.look, self.config = report, keeper, look, config
+        optim.check_parts(objective.parts)
+        self.parts = {name: Part(name, model, optim, settings.clip, device) for name in objective.parts}
+        self.ema = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+            if settings.ema is not None
+            else None
+        )
+        self.total = settings.total_steps(pipeline.steps_per_epoch)
+        self.step = 0
+        self.elapsed = 0.0
+        self._pending: dict[str, list[Tensor]] = {}
+        self._saved = -1
+
+    @property
+    def averaged(self) -> Generative:
+        """The model to evaluate and sample: the running average of the weights where one is kept."""
+        return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    @property
+    def progress(self) -> float:
+        """The fraction of training that is done, in [0, 1): of the steps, or of the time if only that is given."""
+        if self.total is not None:
+            return min(self.step / self.total, 1 - 1e-9)
+        assert self.settings.max_time is not None
+        return min(self.elapsed / self.settings.max_time, 1 - 1e-9)
+
+    @property
+    def finished(self) -> bool:
+        late = self.settings.max_time is not None and self.device.any(self.elapsed >= self.settings.max_time)
+        return late or (self.total is not None and self.step >= self.total)
+
+    def fit(self, stop: Stop) -> None:
+        """Train to the end, or to a requested stop.
+
+        Raises:
+            Interrupted: a signal asked to stop; a checkpoint of this step is written.
+            NonFiniteError: a loss or gradient is NaN or infinite. DiskError: a checkpoint can't be written.
+        """
+        self.model.train()
+        self.report.start(self.step)
+        began, before = time.monotonic(), self.elapsed
+        mark, marked = began, self.step
+        while not self.finished:
+            self._train_step()
+            stop.deferred = True
+            now = time.monotonic()
+            self.elapsed = before + now - began
+            if self.total is None:  # the clock then drives the schedules, and must be one clock
+                self.elapsed = self.device.agree(self.elapsed)
+            if self.step % self.settings.log_every == 0 or self.step == self.total:
+                rate = (self.step - marked) * self.pipeline.batch_size / max(now - mark, 1e-9)
+                self._log(rate)
+                mark, marked = time.monotonic(), self.step
+            self._look_up()
+            if self._stop_agreed(stop):
+                self.save()
+                raise stop.error(f"at step {self.step:,}")
+        self.save()
+
+    def _train_step(self) -> None:
+        """One batch: every update is carried out before the objective computes the next."""
+        progress = self.progress
+        factor = self.optim.factor(progress)
+        batch = self.pipeline.batch(self.step)
+        updates = self.objective(self.model, batch, progress)
+        try:
+            while (update := self._next(updates)) is not None:
+                if update.loss is not None or update.grads is not None:
+                    self.parts[update.part].step(update, factor, self.step)
+                for name, value in update.metrics.items():
+                    self._pending.setdefault(name, []).append(value.detach())
+        except NonFiniteError as error:
+            indices = self.pipeline.indices(self.step)[:8].tolist()
+            raise NonFiniteError(
+                f"{error} (examples {', '.join(map(str, indices))}, … of the training split)"
+            ) from None
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+
+    def _next(self, updates: Iterator[Update]) -> Update | None:
+        with self.device.autocast():
+            return next(updates, None)
+
+    def _look_up(self) -> None:
+        """Evaluate, sample and save when it is time, or when it is the end."""
+        settings = self.settings
+        best = None
+        if self._due(settings.evaluate_every):
+            self._check()
+            best = self._look("evaluate")
+        if self._due(settings.sample_every):
+            self._look("sample")
+        better = best is not None and self.keeper.improves(best[1])
+        if better or self._due(settings.checkpoint_every):
+            self.save(best if better else None)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _look(self, what: str) -> tuple[str, float] | None:
+        result = None
+        if self.device.is_main:
+            self.model.eval()
+            result = self.look(self, what)
+            self.model.train()
+        return result
+
+    def _check(self) -> None:
+        for part in self.parts.values():
+            part.check()
+
+    def _stop_agreed(self, stop: Stop) -> bool:
+        """Whether to stop here. Several processes must agree on the step, and ask each other only now and then."""
+        if self.device.world == 1:
+            return bool(stop.requested)
+        if self.step % POLL or not self.device.any(bool(stop.requested)):
+            return False
+        stop.requested = self.device.agree(stop.requested) or stop.requested or 15
+        return True
+
+    def _log(self, rate: float) -> None:
+        """File the means since the last line; here the metrics leave the device."""
+        self._check()
+        names = list(self._pending)
+        means = [torch.stack([v.float() for v in self._pending[name]]).mean() for name in names]
+        self.device.average(means)
+        shown = {name: float(value) for name, value in zip(names, means, strict=True)}
+        self._pending.clear()
+        values = {f"train/{name}": value for name, value in shown.items()}
+        for part in self.parts.values():
+            suffix = f"/{part.name}" if part.name else ""
+            values[f"optim/lr{suffix}"] = part.optimizer.param_groups[0]["lr"]
+            values[f"optim/grad_norm{suffix}"] = float(part.norm)
+        values["speed/examples_per_second"] = rate
+        values["epoch"] = self.step / self.pipeline.steps_per_epoch
+        self.report.scalars(self.step, values)
+        eta = (self.total - self.step) * self.pipeline.batch_size / rate if self.total else None
+        self.report.progress(self.step, shown, rate, eta)
+
+    # --- state ---
+
+    def save(self, best: tuple[str, float] | None = None) -> None:
+        """Write a checkpoint of this step, unless it is there already."""
+        if self._saved == self.step and best is None:
+            return
+        self._check()
+        if self.device.is_main:
+            self.report.flush()
+            self.keeper.save(self.step, self.state_dict(), best)
+        self._saved = self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "objective": self.objective.state_dict(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "pending": {name: torch.stack(values) for name, values in self._pending.items()},
+            "rng": rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], path: Any) -> None:
+        """Take up the state of a checkpoint; `path` is named if it doesn't fit."""
+        checkpoint.load_state(self.model, state["model"], path)
+        checkpoint.load_state(self.objective, state["objective"], path)
+        if self.ema is not None:
+            checkpoint.load_state(self.ema, state["ema"], path)
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.step, self.elapsed, self._saved = state["step"], state["elapsed"], state["step"]
+        self._pending = {name: list(values.to(self.device.torch).unbind()) for name, values in state["pending"].items()}
+        self.keeper.load_state_dict(state["keeper"], self.step)
+        set_rng_state(state["rng"])
