@@ -13,7 +13,7 @@ from gentrain.data.randomness import uniform
 from gentrain.errors import UsageError
 from gentrain.types import Support
 
-__all__ = ["Conversion", "largest_below_one"]
+__all__ = ["Conversion", "largest_below_one", "unit_scale"]
 
 _HOLDS = {"binary": "bits", "levels": "grey levels", "real": "real numbers", "tokens": "tokens"}
 _FITTING = {
@@ -31,16 +31,15 @@ largest_below_one = 1.0 - 2.0**-24
 
 
 @functools.cache
-def _unit_scale(top: int) -> float:
-    """1 / top as the float32 that takes `top` to exactly 1.
+def unit_scale(top: int) -> float:
+    """1 / top as the float32 that takes `top` nearest to 1 and never above.
 
-    Multiplying by it gives the same bits on every device, while a division may be carried out as a multiplication by
-    the rounded reciprocal, for which 41 * (1/41) is not 1.
+    Multiplying by it gives the same bits on every device, while a division by a constant may be carried out as a
+    multiplication by the rounded reciprocal.
     """
-    scale = torch.tensor(1.0) / top
-    while scale * top < 1:
-        scale = torch.nextafter(scale, torch.tensor(1.0))
-    return float(scale)
+    down = torch.tensor(1.0) / top
+    up = torch.nextafter(down, torch.tensor(1.0))
+    return float(up if up * top == 1 else down)
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,9 @@ class Conversion:
         return torch.cat([self._draw_bits(piece, key).to(torch.uint8) for piece, key in pieces])
 
     def _draw_bits(self, x: Tensor, keys: Tensor) -> Tensor:
-        u = uniform(keys, tuple(x.shape[1:]))
-        return torch.lt(u, x.to(torch.float32).mul_(_unit_scale(self.levels - 1)), out=u)
+        # [u (K-1) < l] rather than [u < l/(K-1)]: (K-1)(1 - 2^-24) rounds below K-1, so the top level is always on.
+        u = uniform(keys, tuple(x.shape[1:])).mul_(self.levels - 1)
+        return torch.lt(u, x.to(torch.float32), out=u)
 
     def __call__(self, x: Tensor, keys: Tensor) -> Tensor:
         """Stored values (B, *shape), or the bits of `draw_once`, to the support: int64 for levels and tokens, else
@@ -137,7 +137,7 @@ class Conversion:
         if self.dequantize:
             value.add_(uniform(keys, tuple(x.shape[1:]))).mul_(1 / self.levels).clamp_(max=largest_below_one)
             return value.mul_(2).sub_(1) if self.support == "signed" else value
-        scale = _unit_scale(self.levels - 1)
+        scale = unit_scale(self.levels - 1)
         return value.mul_(2 * scale).sub_(1) if self.support == "signed" else value.mul_(scale)
 
     def mean(self, x: Tensor) -> Tensor:
