@@ -249,17 +249,16 @@ _SPLIT_KEYS = {"train": ("train", ""), "validation": ("validation", "valid", "va
 
 
 def _load_arrays(file: Path) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        raise DataError(f"{file} does not exist")
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{file} holds a single array: save it by numpy.savez(file, x=array)")
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise DataError(f"{file} does not exist") from error
-    except DataError:
-        raise
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded as archive:
+                return {name: archive[name] for name in archive.files}
     except Exception as error:  # zip, header and pickle errors of several kinds
         raise DataError(f"{file} can't be read as arrays: {error}; save plain arrays by numpy.savez") from error
+    raise DataError(f"{file} holds a single array: save it by numpy.savez(file, x=array)")
 
 
 def _pick(arrays: dict[str, np.ndarray], what: str, split: str) -> np.ndarray | None:
