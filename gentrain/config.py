@@ -107,8 +107,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     _check_record(DeviceSettings, plain["device"], "device.")
     shared, own = split_data(plain["data"])
     _check_record(DataSettings, shared, "data.")
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
+    raw = stored(cfg)
     _check_target("data", own, raw["data"], plain["trust"], also=shared)
     for section in sections[1:]:
         _check_target(section, plain[section], raw[section], plain["trust"])
@@ -137,6 +136,13 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"configuration: {_first_line(error)}") from error
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def stored(cfg: DictConfig) -> dict[str, Any]:
+    """Plain data as it goes into files: interpolations stay unresolved, so ${oc.env:SECRET} stays a name."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}
 

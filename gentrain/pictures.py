@@ -30,7 +30,7 @@ def to_unit(x: Tensor, support: str, levels: int | None) -> Tensor:
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None) -> Tensor:
-    """Tile (N, C, H, W) images in [0, 1] into one (C, H', W') image, a grey line between them.
+    """Tile (N, C, H, W) images in [0, 1] into one (C, H', W') image, grey lines between them.
 
     Small images are enlarged by whole pixels until the grid is about 400 pixels wide.
     """
@@ -39,10 +39,11 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None) -
     rows = math.ceil(n / columns)
     scale = scale or max(1, round(400 / (columns * (width + 1))))
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    step_y, step_x = height * scale + 1, width * scale + 1
-    canvas = torch.full((images.shape[1], rows * step_y + 1, columns * step_x + 1), 0.5)
+    gap = 2
+    step_y, step_x = height * scale + gap, width * scale + gap
+    canvas = torch.full((images.shape[1], rows * step_y + gap, columns * step_x + gap), 0.5)
     for i, image in enumerate(images.cpu()):
-        y, x = (i // columns) * step_y + 1, (i % columns) * step_x + 1
+        y, x = (i // columns) * step_y + gap, (i % columns) * step_x + gap
         canvas[:, y : y + height * scale, x : x + width * scale] = image
     return canvas
 

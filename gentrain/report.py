@@ -83,19 +83,18 @@ class Report:
         self._guarded("samples", lambda: pictures.save_png(path, pixels))
         return path
 
-    def curve(self, names: Sequence[str]) -> None:
-        """Draw curve.png from metrics.jsonl: one plot for each name that has values."""
+    def curve(self) -> None:
+        """Draw curve.png from metrics.jsonl: a plot for everything trained or validated."""
         if self.folder is None:
             return
-        series: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+        series: dict[str, list[tuple[int, float]]] = {}
         for record in read_metrics(self.folder):
-            for name in names:
-                if isinstance(record.get(name), float | int):
-                    series[name].append((record["step"], record[name]))
-        drawn = {name: values for name, values in series.items() if values}
+            for name, value in record.items():
+                if name.startswith(("train/", "validation/")) and isinstance(value, float | int):
+                    series.setdefault(name, []).append((record["step"], value))
         path = self.folder / "curve.png"
-        if drawn:
-            self._guarded("curve.png", lambda: pictures.save_png(path, pictures.curves(drawn)))
+        if series:
+            self._guarded("curve.png", lambda: pictures.save_png(path, pictures.curves(series)))
 
     def hparams(self, settings: Mapping[str, Any]) -> None:
         """File the run's settings for TensorBoard's HParams table, in the run's own folder.
@@ -104,7 +103,7 @@ class Report:
         from the first run alone and hides every setting that only other runs have.
         """
         if self._writer is not None:
-            from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
+            from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo  # pyright: ignore[reportAttributeAccessIssue]
 
             info = SessionStartInfo(start_time_secs=time.time())
             for key, value in settings.items():
@@ -119,15 +118,15 @@ class Report:
     def hparams_end(self, ok: bool) -> None:
         """Mark the run in the HParams table as finished, well or badly."""
         if self._writer is not None:
-            from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
-            from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo
+            from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS  # pyright: ignore[reportAttributeAccessIssue]
+            from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo  # pyright: ignore[reportAttributeAccessIssue]
 
             status = STATUS_SUCCESS if ok else STATUS_FAILURE
             self._session("session_end_info", SessionEndInfo(status=status, end_time_secs=time.time()))
 
     def _session(self, name: str, info: Any) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
         content = HParamsPluginData(version=0, **{name: info}).SerializeToString()
         plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content)
@@ -172,8 +171,13 @@ class Report:
             log.info(line)
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """The closing table."""
+        """The closing table; where there is no terminal, a line a row that other programs can read."""
         if self.folder is None:
+            return
+        if not self.console.is_terminal:
+            width = max(len(key) for key, _ in rows)
+            for key, value in rows:
+                self.say(f"{key:<{width}}  {value}")
             return
         table = Table(title=title, show_header=False, title_justify="left")
         table.add_column(style="bold", no_wrap=True)

@@ -120,6 +120,6 @@ def require_fit(model: Generative, objective: Objective, trust: list[str]) -> No
 
 def _classes(group: str, trust: list[str]) -> Iterator[tuple[str, Any]]:
     for option in config.groups()[group]:
-        node = OmegaConf.load(config.conf_dir() / group / f"{option}.yaml")
-        if "_target_" in node:
-            yield option, config.locate(node["_target_"], trust)
+        target = OmegaConf.select(OmegaConf.load(config.conf_dir() / group / f"{option}.yaml"), "_target_")
+        if target is not None:
+            yield option, config.locate(target, trust)

@@ -79,9 +79,7 @@ def job(cfg: DictConfig) -> object:
 _problems: list[Exception] = []
 
 
-def _through_hydra(
-    task: Callable[[DictConfig], object], args: Sequence[str], conf: Path, folder: Path | None
-) -> None:
+def _through_hydra(task: Callable[[DictConfig], object], args: Sequence[str], conf: Path, folder: Path | None) -> None:
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions on; gentrain.cli words them

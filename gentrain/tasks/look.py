@@ -6,6 +6,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gentrain import pictures
@@ -60,7 +61,7 @@ class Look:
         if isinstance(model, Codes):
             report.histogram(step, "codes", pictures.codes(model, self._fixed, SEED))
 
-    def _show(self, x: torch.Tensor, model: Generative) -> object:
+    def _show(self, x: torch.Tensor, model: Generative) -> np.ndarray:
         if pictures.is_image(model.shape):
             return pictures.show(x, model, self.pipeline.spec.levels)
         real = next(self.pipeline.evaluation("train", batch_size=1000, limit=1000)).x

@@ -55,8 +55,7 @@ def resume(run: str | Path, overrides: Sequence[str] = (), force: bool = False) 
             if folder is not None:
                 folder.close()
             raise
-        stored = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(stored, dict)
+        stored = config.stored(cfg)
         with watched(folder, assembly.plain) as is_main:
             first = found[1]["step"] + 1 if found else 0
             trainer, look = prepare(assembly, device, path, stored, is_main, first)
@@ -85,8 +84,8 @@ def _configuration(path: Path, state: Mapping[str, Any] | None, overrides: Seque
     OmegaConf.set_struct(edited, True)
     config.apply(edited, overrides)
     if state is not None and not force:
-        before = _flat(OmegaConf.to_container(stored_config(dict(state))))
-        after = _flat(OmegaConf.to_container(edited))
+        before = _flat(state["config"])
+        after = _flat(config.stored(edited))
         changes = [
             f"{key}: {before.get(key)} -> {after.get(key)}"
             for key in sorted({*before, *after})

@@ -67,8 +67,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], 
             path = run.path
             made(path)
         path = Path(device.agree(str(path)))
-        stored = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(stored, dict)
+        stored = config.stored(cfg)
         with watched(run, assembly.plain) as report_to:
             if run is not None:
                 facts = {"device": device.describe(), "data": assembly.source.fingerprint()}
@@ -96,7 +95,7 @@ def prepare(
     keeper = checkpoint.Keeper(path / "checkpoints", settings.keep)
     trainer = Trainer(
         assembly.model, assembly.objective, assembly.pipeline, assembly.optim, settings, device, report, keeper, look,
-        {str(k): v for k, v in stored.items()},
+        stored,
     )  # fmt: skip
     if device.compile:
         compiled = [child.compile() for child in assembly.model.children()]
@@ -129,15 +128,11 @@ def fit(trainer: Trainer, look: Look, stop: Stop, run: Run | None, path: Path, a
         raise
     finally:
         report.hparams_end(ok)
-        report.curve(["train/loss", "train/elbo", *(f"validation/{name}" for name in _monitored(trainer))])
+        report.curve()
         report.close()
     if run is not None:
         run.status("done", trainer.step)
     return Outcome(path, trainer.step, found)
-
-
-def _monitored(trainer: Trainer) -> list[str]:
-    return [trainer.objective.monitor] if trainer.objective.monitor else []
 
 
 def _finish(trainer: Trainer, look: Look, path: Path, assembly: Assembly) -> dict[str, Estimate]:
