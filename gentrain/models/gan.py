@@ -8,12 +8,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent
 from torch.nn.functional import adaptive_max_pool2d
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Adversarial, Codes
-from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, double, halve, halvings, mlp
+from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, UnitNormal, double, halve, halvings, mlp
 from gentrain.types import PositiveInt, Shape
 
 _leaky = partial(nn.LeakyReLU, 0.2)
@@ -29,7 +28,7 @@ class _Game(Adversarial):
         self._prior = StandardNormal(latent_dim)
 
     @property
-    def prior(self) -> Independent:
+    def prior(self) -> UnitNormal:
         return self._prior()
 
     def decode(self, z: Tensor) -> Tensor:

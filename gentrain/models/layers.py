@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, register_kl
 
 SMALLEST, LARGEST = 8, 64
 """Sides of the images that the convolutional networks take."""
@@ -55,6 +55,39 @@ def double(d_in: int, d_out: int, size: tuple[int, int], *, bias: bool = True) -
     return nn.ConvTranspose2d(d_in, d_out, kernel_size=4, stride=2, padding=1, output_padding=odd, bias=bias)
 
 
+class DiagonalNormal(Independent):
+    """N(loc, diag exp(log_variance)) over the last dimension.
+
+    The same as torch's `Independent(Normal(…), 1)` with fewer operations on the way to an ELBO: the scale is at hand,
+    and the divergence from N(0, I) is Kingma & Welling's formula (arXiv:1312.6114, appendix B).
+    """
+
+    def __init__(self, loc: Tensor, log_variance: Tensor):
+        self.loc, self.log_variance = loc, log_variance
+        self.scale = torch.exp(0.5 * log_variance)
+        super().__init__(Normal(loc, self.scale, validate_args=False), 1, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def stddev(self) -> Tensor:
+        return self.scale
+
+
+class UnitNormal(Independent):
+    """N(0, I) over the last dimension."""
+
+    def __init__(self, zero: Tensor, one: Tensor):
+        super().__init__(Normal(zero, one, validate_args=False), 1, validate_args=False)
+
+
+@register_kl(DiagonalNormal, UnitNormal)
+def _kl_from_unit(q: DiagonalNormal, p: UnitNormal) -> Tensor:
+    return 0.5 * (q.loc.square() + q.scale.square() - q.log_variance - 1).sum(-1)
+
+
 class StandardNormal(nn.Module):
     """N(0, I) in `dim` dimensions, on whatever device the model is.
 
@@ -62,13 +95,13 @@ class StandardNormal(nn.Module):
     torch.Size([3])
     """
 
-    loc: Tensor
-    scale: Tensor
+    zero: Tensor
+    one: Tensor
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("loc", torch.zeros(dim), persistent=False)
-        self.register_buffer("scale", torch.ones(dim), persistent=False)
+        self.register_buffer("zero", torch.zeros(dim), persistent=False)
+        self.register_buffer("one", torch.ones(dim), persistent=False)
 
-    def forward(self) -> Independent:
-        return Independent(Normal(self.loc, self.scale, validate_args=False), 1, validate_args=False)
+    def forward(self) -> UnitNormal:
+        return UnitNormal(self.zero, self.one)

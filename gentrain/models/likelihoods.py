@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
 from gentrain.errors import UsageError
 from gentrain.types import Support
@@ -33,6 +33,16 @@ class Grades(Categorical):
     @property
     def mean(self) -> Tensor:
         return self.probs @ torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
+
+
+class IndependentBits(Independent):
+    """Independent Bernoulli elements; the sum is taken before the sign, which saves two passes over a batch."""
+
+    base_dist: Bernoulli
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        loss = binary_cross_entropy_with_logits(self.base_dist.logits, value, reduction="none")
+        return -loss.sum(tuple(range(-len(self.event_shape), 0)))
 
 
 class DiscretizedLogistic(Distribution):
@@ -107,7 +117,11 @@ class Likelihood(nn.Module, ABC):
         """The distribution of x for `raw`, (B, per_element * D) or (B, per_element * C, H, W)."""
         # The sum of a bfloat16 product and a float32 bias is float32: what follows is exact under autocast too.
         raw = (raw.flatten(1) + self.bias).view(-1, self.per_element, *self.shape)
-        return Independent(self.elements(raw), len(self.shape), validate_args=False)
+        return self.independent(self.elements(raw))
+
+    def independent(self, elements: Distribution) -> Independent:
+        """The joint distribution of the elements of one example."""
+        return Independent(elements, len(self.shape), validate_args=False)
 
     @abstractmethod
     def elements(self, raw: Tensor) -> Distribution:
@@ -129,6 +143,9 @@ class BernoulliLikelihood(Likelihood):
 
     def elements(self, raw: Tensor) -> Distribution:
         return Bernoulli(logits=raw[:, 0], validate_args=False)
+
+    def independent(self, elements: Distribution) -> Independent:
+        return IndependentBits(elements, len(self.shape), validate_args=False)
 
     @torch.no_grad()
     def start_from_mean(self, mean: Tensor) -> None:

@@ -9,12 +9,22 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
 from gentrain.models import likelihoods
 from gentrain.models.base import Codes, LatentVariable, Reconstructs, StartsFromMean
-from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, double, halve, halvings, mlp
+from gentrain.models.layers import (
+    LARGEST,
+    SMALLEST,
+    DiagonalNormal,
+    StandardNormal,
+    UnitNormal,
+    double,
+    halve,
+    halvings,
+    mlp,
+)
 from gentrain.types import PositiveInt, Shape
 
 
@@ -73,12 +83,12 @@ class VAE(LatentVariable, Codes, Reconstructs, StartsFromMean):
         self._prior = StandardNormal(latent_dim)
 
     @property
-    def prior(self) -> Independent:
+    def prior(self) -> UnitNormal:
         return self._prior()
 
-    def encode(self, x: Tensor) -> Independent:
+    def encode(self, x: Tensor) -> DiagonalNormal:
         mean, log_variance = self.encoder(self.likelihood.network_input(x)).float().chunk(2, -1)
-        return Independent(Normal(mean, torch.exp(0.5 * log_variance), validate_args=False), 1, validate_args=False)
+        return DiagonalNormal(mean, log_variance)
 
     def decode(self, z: Tensor) -> Distribution:
         return self.likelihood(self.decoder(z))

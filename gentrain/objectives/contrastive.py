@@ -71,7 +71,7 @@ class CD(_Contrastive):
         for _ in range(self.k):
             v = model.sample_visible(model.sample_hidden(p))
             p = model.hidden_probability(v)
-        metrics = {"reconstruction_error": (x - v).abs_().mean(), "hidden_activity": probability.mean()}
+        metrics = {"reconstruction_error": (x - v).abs_().mean()}
         yield Update(grads=_gradient(model, (x, probability), (v, p)), metrics=metrics)
 
 
@@ -105,5 +105,5 @@ class PCD(_Contrastive):
                 p = model.hidden_probability(v)
                 h = model.sample_hidden(p)
         self.particles.copy_(h)
-        metrics = {"hidden_activity": probability.mean(), "particle_activity": p.mean()}
+        metrics = {"hidden_activity": probability.mean()}
         yield Update(grads=_gradient(model, (x, probability), (v, p)), metrics=metrics)
