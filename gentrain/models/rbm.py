@@ -10,11 +10,11 @@ from torch.nn.functional import logsigmoid, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Codes, Enumerable, Harmonium, PseudoLikelihood, Reconstructs, StartsFromMean
+from gentrain.models.base import Codes, Enumerable, Filters, Harmonium, PseudoLikelihood, Reconstructs, StartsFromMean
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
-class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Reconstructs, StartsFromMean):
+class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs, StartsFromMean):
     """p(v) = Σ_h exp(-E(v, h)) / Z with E(v, h) = -hᵀWv - bᵀv - cᵀh, v and h binary (Smolensky 1986; Hinton 2002).
 
     F(v) = -bᵀv - Σ_j softplus(c_j + W_j v), p(h_j = 1 | v) = σ(c_j + W_j v), p(v_i = 1 | h) = σ(b_i + Wᵀ_i h).
@@ -94,6 +94,10 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Reconstructs, StartsFr
     def codes(self, x: Tensor) -> Tensor:
         return self.hidden_probability(x)
 
+    def filters(self) -> Tensor:
+        """The rows of W, (hidden, *shape)."""
+        return self.weight.view(-1, *self.shape)
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """p(v | h) at h = p(h | v): one mean-field step."""
         return self.visible_probability(self.hidden_probability(x))
@@ -162,15 +166,16 @@ def log_partition(W: Tensor, b: Tensor, c: Tensor, block: int = 1 << 11) -> Tens
         W, b, c = W.t(), c, b
     low = min(len(c), block.bit_length() - 1)
     inner, outer = states(low, W), states(len(c) - low, W)
-    groups = _safe_groups(W, b)
-    factors = [torch.exp(b[g, None] + W[:low, g].t() @ inner.t()) for g in groups]  # (group, inner states)
+    groups, wild = _groups(W, b)
+    x = b[:, None] + W[:low].t() @ inner.t()  # (visible, inner states)
+    factors, wild_x = [torch.exp(x[g]) for g in groups], x[wild]
     offset = inner @ c[:low]
     total = torch.full((), -math.inf, dtype=W.dtype, device=W.device)
     for h in outer:
-        a = h @ W[low:]
-        term = offset + h @ c[low:]
+        y = (h @ W[low:])[:, None]
+        term = offset + h @ c[low:] + torch.logaddexp(torch.zeros_like(wild_x), wild_x + y[wild]).sum(0)
         for g, factor in zip(groups, factors, strict=True):
-            term = term + torch.log((1 + factor * torch.exp(a[g, None])).prod(0))
+            term += torch.log((1 + factor * torch.exp(y[g])).prod(0))
         total = torch.logaddexp(total, torch.logsumexp(term, 0))
     return total
 
@@ -185,15 +190,20 @@ def states(n: int, like: Tensor) -> Tensor:
     return (codes[:, None] >> torch.arange(n, device=like.device) & 1).to(like.dtype)
 
 
-def _safe_groups(W: Tensor, b: Tensor) -> list[Tensor]:
-    """Indices of visible units such that the product of a group's factors stays below e^700 whatever h is."""
+def _groups(W: Tensor, b: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Visible units in groups whose factors can be multiplied whatever h is, and those too wild for any exponential.
+
+    The range of a double is e^±709: the product of a group stays below e^700, and so do both halves of each factor.
+    """
+    wild = b.abs() + W.abs().sum(0) > 700
     largest = softplus(b + W.clamp(min=0).sum(0))
-    groups: list[list[int]] = [[]]
-    room = 700.0
-    for i, need in enumerate(largest.tolist()):
-        if need > room and groups[-1]:
+    groups: list[list[int]] = []
+    room = 0.0
+    for i in torch.nonzero(~wild).flatten().tolist():
+        need = largest[i].item()
+        if need > room or not groups:
             groups.append([])
             room = 700.0
         groups[-1].append(i)
         room -= need
-    return [torch.tensor(g, device=W.device) for g in groups]
+    return [torch.tensor(g, device=W.device) for g in groups], torch.nonzero(wild).flatten()
