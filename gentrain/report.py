@@ -25,6 +25,7 @@ from gentrain.files import write_atomic
 
 log = logging.getLogger("gentrain")
 QUIET = 5.0  # seconds between two plain lines where there is no terminal
+_END = ".end"  # of the name of the event file that says how a run ended
 
 
 class Report:
@@ -47,6 +48,8 @@ class Report:
             self._writer = None
             return
         self._rewind(folder / "metrics.jsonl", first_step)
+        for end in folder.glob(f"events.out.tfevents.*{_END}"):
+            self._guarded("TensorBoard", end.unlink)
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = self._guarded("TensorBoard", lambda: SummaryWriter(str(folder), purge_step=first_step or None))
@@ -116,12 +119,19 @@ class Report:
             self._session("session_start_info", info)
 
     def hparams_end(self, ok: bool) -> None:
-        """Mark the run in the HParams table as finished, well or badly."""
+        """Mark the run in the HParams table as finished, well or badly; TensorBoard's files are closed with that.
+
+        TensorBoard believes the first end it finds. The mark lies in a file of its own, so that a run that is resumed
+        can take it back.
+        """
         if self._writer is not None:
             from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS  # pyright: ignore[reportAttributeAccessIssue]
             from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo  # pyright: ignore[reportAttributeAccessIssue]
+            from torch.utils.tensorboard import SummaryWriter
 
             status = STATUS_SUCCESS if ok else STATUS_FAILURE
+            self._board(lambda w: w.close())  # before the new file: TensorBoard never goes back to an older one
+            self._writer = self._guarded("TensorBoard", lambda: SummaryWriter(str(self.folder), filename_suffix=_END))
             self._session("session_end_info", SessionEndInfo(status=status, end_time_secs=time.time()))
 
     def _session(self, name: str, info: Any) -> None:
