@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -42,6 +44,21 @@ class Stop:
         self.requested = number
         if again or not self.deferred:
             raise self.error("at once")
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it even the first signal raises: for work that changes nothing and can be done again.
+
+        Raises:
+            Interrupted: a signal came, or had come before.
+        """
+        before, self.deferred = self.deferred, False
+        try:
+            if self.requested:
+                raise self.error("at once")
+            yield
+        finally:
+            self.deferred = before
 
     def error(self, where: str) -> Interrupted:
         """The error that reports the request."""

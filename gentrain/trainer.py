@@ -6,6 +6,7 @@ run that was stopped anywhere goes on as if it had not been.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gentrain import checkpoint
 from gentrain.data.pipeline import Pipeline
 from gentrain.device import Device, rng_state, set_rng_state
-from gentrain.errors import NonFiniteError
+from gentrain.errors import Interrupted, NonFiniteError
 from gentrain.models.base import Generative
 from gentrain.optim import Optim
 from gentrain.parts import Part
@@ -35,8 +36,9 @@ class Trainer:
     Args:
         optim: one optimizer's settings; each part of the objective gets its own optimizer.
         settings: when to end and how often to look up. keeper: files checkpoints (used by the main process only).
-        look: called as look(trainer, what) with what = "evaluate" or "sample" at their intervals, on the main process;
-            "evaluate" may return (metric, value) by which the best checkpoint is chosen.
+        look: called as look(trainer, what) with what = "evaluate" or "sample" at their intervals, on the main process.
+            It changes nothing and may be interrupted; the function it returns files what was seen, and may return
+            (metric, value) by which the best checkpoint is chosen.
         config: plain configuration that goes into every checkpoint.
     """
 
@@ -50,7 +52,7 @@ class Trainer:
         device: Device,
         report: Report,
         keeper: checkpoint.Keeper,
-        look: Callable[[Trainer, str], tuple[str, float] | None],
+        look: Callable[[Trainer, str], Callable[[], tuple[str, float] | None]],
         config: dict[str, Any],
     ):
         self.model, self.objective, self.pipeline = model, objective, pipeline
@@ -68,6 +70,7 @@ class Trainer:
         self.elapsed = 0.0
         self._pending: dict[str, list[Tensor]] = {}
         self._saved = -1
+        self._seen: list[str] = []  # the looks that were taken at this step
 
     @property
     def averaged(self) -> Generative:
@@ -98,7 +101,13 @@ class Trainer:
         self.report.start(self.step)
         began, before = time.monotonic(), self.elapsed
         mark, marked = began, self.step
-        while not self.finished:
+        while True:
+            self._look_up(stop)
+            if self._stop_agreed(stop):
+                self.save()
+                raise stop.error(f"at step {self.step:,}")
+            if self.finished:
+                break
             self._train_step()
             stop.deferred = True
             now = time.monotonic()
@@ -109,10 +118,6 @@ class Trainer:
                 rate = (self.step - marked) * self.pipeline.batch_size / max(now - mark, 1e-9)
                 self._log(rate)
                 mark, marked = time.monotonic(), self.step
-            self._look_up()
-            if self._stop_agreed(stop):
-                self.save()
-                raise stop.error(f"at step {self.step:,}")
         self.save()
 
     def _train_step(self) -> None:
@@ -135,34 +140,42 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.step += 1
+        self._seen = []
 
     def _next(self, updates: Iterator[Update]) -> Update | None:
         with self.device.autocast():
             return next(updates, None)
 
-    def _look_up(self) -> None:
-        """Evaluate, sample and save when it is time, or when it is the end."""
-        settings = self.settings
+    def _look_up(self, stop: Stop) -> None:
+        """Evaluate, sample and save when it is time. A look that a signal cuts short is taken again after resuming."""
         best = None
-        if self._due(settings.evaluate_every):
-            self._check()
-            best = self._look("evaluate")
-        if self._due(settings.sample_every):
-            self._look("sample")
+        with contextlib.suppress(Interrupted):
+            for what, every in (("evaluate", self.settings.evaluate_every), ("sample", self.settings.sample_every)):
+                if self._due(every) and what not in self._seen:
+                    self._check()
+                    best = self._look(what, stop) or best
+                    self._seen.append(what)
         better = best is not None and self.keeper.improves(best[1])
-        if better or self._due(settings.checkpoint_every):
+        if better or self._due(self.settings.checkpoint_every):
             self.save(best if better else None)
 
     def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+        return every > 0 and self.step > 0 and self.step % every == 0
 
-    def _look(self, what: str) -> tuple[str, float] | None:
-        result = None
-        if self.device.is_main:
-            self.model.eval()
-            result = self.look(self, what)
-            self.model.train()
-        return result
+    def _look(self, what: str, stop: Stop) -> tuple[str, float] | None:
+        if not self.device.is_main:
+            return None
+        alone = self.device.world == 1  # of several processes none may stop by itself
+        modules = (self.model, self.averaged)
+        for module in modules:
+            module.eval()
+        try:
+            with stop.at_once() if alone else contextlib.nullcontext():
+                file = self.look(self, what)
+        finally:
+            for module in modules:
+                module.train()
+        return file()
 
     def _check(self) -> None:
         for part in self.parts.values():
@@ -217,6 +230,7 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "objective": self.objective.state_dict(),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "seen": list(self._seen),
             "pending": {name: torch.stack(values) for name, values in self._pending.items()},
             "rng": rng_state(),
         }
@@ -230,6 +244,7 @@ class Trainer:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.step, self.elapsed, self._saved = state["step"], state["elapsed"], state["step"]
+        self._seen = list(state["seen"])
         self._pending = {name: list(values.to(self.device.torch).unbind()) for name, values in state["pending"].items()}
         self.keeper.load_state_dict(state["keeper"], self.step)
         set_rng_state(state["rng"])

@@ -101,8 +101,8 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 def learned(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a training's state a repetition must reproduce: all but the clock and the file names."""
-    return {k: v for k, v in state.items() if k not in ("elapsed", "keeper", "config", "version")}
+    """What of a training's state a repetition must reproduce: all but the clock, file names and looks."""
+    return {k: v for k, v in state.items() if k not in ("elapsed", "keeper", "config", "seen")}
 
 
 def fit(trainer: Trainer, until: int | None = None) -> Trainer:

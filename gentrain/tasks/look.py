@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ SHOWN = 64  # examples in a picture
 
 
 class Look:
-    """The trainer's eyes on the main process: validates and draws at the trainer's request."""
+    """The trainer's eyes on the main process: validates and draws at the trainer's request.
+
+    Every method first finds out all it wants to know and writes nothing; the function it returns files that.
+    """
 
     def __init__(self, report: Report, pipeline: Pipeline):
         self.report = report
@@ -31,35 +35,43 @@ class Look:
         self.split = split
         self._fixed = next(pipeline.evaluation(split or "train", batch_size=SHOWN, limit=SHOWN)).x
 
-    def __call__(self, trainer: Trainer, what: str) -> tuple[str, float] | None:
-        if what == "evaluate":
-            return self.evaluate(trainer)
-        self.draw(trainer.averaged, trainer.step)
-        return None
+    def __call__(self, trainer: Trainer, what: str) -> Callable[[], tuple[str, float] | None]:
+        return self.evaluate(trainer) if what == "evaluate" else self.draw(trainer.averaged, trainer.step)
 
-    def evaluate(self, trainer: Trainer) -> tuple[str, float] | None:
-        """File the validation numbers; the one that chooses the best checkpoint."""
-        if self.split is None:
-            return None
-        found = held_out(trainer.objective, trainer.averaged, self.pipeline, self.split)
-        self.report.scalars(trainer.step, {f"{self.split}/{name}": e.mean for name, e in found.items()})
-        monitor = trainer.objective.monitor
-        return (monitor, found[monitor].mean) if monitor in found else None
+    def evaluate(self, trainer: Trainer) -> Callable[[], tuple[str, float] | None]:
+        """The validation numbers; filing them returns the one that chooses the best checkpoint."""
+        found: dict[str, Estimate] = {}
+        if self.split is not None:
+            found = held_out(trainer.objective, trainer.averaged, self.pipeline, self.split)
 
-    def draw(self, model: Generative, step: int) -> None:
-        """File samples from fixed noise, reconstructions of fixed examples, filters and codes."""
-        spec, report = self.pipeline.spec, self.report
-        n = SHOWN if pictures.is_image(spec.shape) else 1000
-        x = pictures.draw(model, n, SEED)
-        path = report.picture(step, "samples", self._show(x, model))
-        self.picture = path or self.picture
-        if isinstance(model, Reconstructs) and pictures.is_image(spec.shape):
+        def file() -> tuple[str, float] | None:
+            if found:
+                self.report.scalars(trainer.step, {f"{self.split}/{name}": e.mean for name, e in found.items()})
+            monitor = trainer.objective.monitor
+            return (monitor, found[monitor].mean) if monitor in found else None
+
+        return file
+
+    def draw(self, model: Generative, step: int) -> Callable[[], None]:
+        """Samples from fixed noise, reconstructions of fixed examples, filters and codes."""
+        spec = self.pipeline.spec
+        images = pictures.is_image(spec.shape)
+        x = pictures.draw(model, SHOWN if images else 1000, SEED)
+        drawn = {"samples": self._show(x, model)}
+        if isinstance(model, Reconstructs) and images:
             pairs = pictures.reconstructions(model, self._fixed[: SHOWN // 2], SEED)
-            report.picture(step, "reconstructions", pictures.show(pairs, model, spec.levels, columns=8))
-        if isinstance(model, Filters) and pictures.is_image(spec.shape):
-            report.picture(step, "filters", pictures.to_bytes(pictures.grid(pictures.filters(model, 100))))
-        if isinstance(model, Codes):
-            report.histogram(step, "codes", pictures.codes(model, self._fixed, SEED))
+            drawn["reconstructions"] = pictures.show(pairs, model, spec.levels, columns=8)
+        if isinstance(model, Filters) and images:
+            drawn["filters"] = pictures.to_bytes(pictures.grid(pictures.filters(model, 100)))
+        codes = pictures.codes(model, self._fixed, SEED) if isinstance(model, Codes) else None
+
+        def file() -> None:
+            paths = {name: self.report.picture(step, name, pixels) for name, pixels in drawn.items()}
+            self.picture = paths["samples"] or self.picture
+            if codes is not None:
+                self.report.histogram(step, "codes", codes)
+
+        return file
 
     def _show(self, x: torch.Tensor, model: Generative) -> np.ndarray:
         if pictures.is_image(model.shape):

@@ -120,10 +120,10 @@ def fit(trainer: Trainer, look: Look, stop: Stop, run: Run | None, path: Path, a
     ok = False
     try:
         trainer.fit(stop)
-        found = _finish(trainer, look, path, assembly) if trainer.device.is_main else {}
+        found = _finish(trainer, look, stop, path, assembly) if trainer.device.is_main else {}
         ok = True
     except Interrupted:
-        if trainer.step > 0 and trainer._saved != trainer.step:
+        if trainer.step == 0:
             report.say("stopped before the first step was done: there is nothing to save")
         raise
     finally:
@@ -135,14 +135,17 @@ def fit(trainer: Trainer, look: Look, stop: Stop, run: Run | None, path: Path, a
     return Outcome(path, trainer.step, found)
 
 
-def _finish(trainer: Trainer, look: Look, path: Path, assembly: Assembly) -> dict[str, Estimate]:
+def _finish(trainer: Trainer, look: Look, stop: Stop, path: Path, assembly: Assembly) -> dict[str, Estimate]:
     """Test numbers into the ledger, a last picture, and the closing table."""
     trainer.model.eval()
+    trainer.averaged.eval()
     record = read_json(path / "checkpoints" / "last.json") or {}
-    rows, found = test_rows(trainer, assembly.plain["seed"], record.get("sha256", ""))
+    with stop.at_once():
+        rows, found = test_rows(trainer, assembly.plain["seed"], record.get("sha256", ""))
+        file = look.draw(trainer.averaged, trainer.step)
     ledger.add(path, rows)
     trainer.report.scalars(trainer.step, {f"test/{name}": e.mean for name, e in found.items()})
-    look.draw(trainer.averaged, trainer.step)
+    file()
     table = [("run", str(path)), ("steps", f"{trainer.step:,} in {clock(trainer.elapsed)}")]
     table += [(f"test {name} ({e.kind})", str(e)) for name, e in found.items()]
     table += [("samples", str(look.picture)), ("tensorboard", f"tensorboard --logdir {path.parents[2]}")]
