@@ -95,7 +95,10 @@ def test_images_are_resized_cropped_turned_and_converted(tmp_path):
     wide[:, :10], wide[:, 10:20], wide[:, 20:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     top.mkdir()
     Image.fromarray(wide).save(top / "wide.png")
-    assert folder(str(top), size=5).splits["train"].x[0, :, 2, 2].tolist() == [0, 255, 0]  # the middle third
+    cut = folder(str(top), size=10).splits["train"].x[0]
+    assert bool((cut.movedim(0, 2) == torch.tensor([0, 255, 0])).all())  # the middle third
+    small = folder(str(top), size=2, channels=1).splits["train"].x
+    assert small.shape == (1, 1, 2, 2) and (small - 0.587 * 255).abs().max() < 12  # green's share of luminance
     (top / "wide.png").unlink()
     tall = Image.fromarray(np.vstack([np.full((2, 4), 250, np.uint8), np.zeros((2, 4), np.uint8)]))
     exif = Image.Exif()
@@ -132,24 +135,35 @@ def test_a_damaged_cache_is_built_again(tmp_path, decoded, cache):
         save(tmp_path / "set" / f"{i}.png", i)
     folder(str(tmp_path / "set"), size=8)
     (file,) = cache.rglob("*.npy")
-    file.write_bytes(file.read_bytes()[:-5])
-    source = folder(str(tmp_path / "set"), size=8)
-    assert len(decoded) == 8 and set().union(*map(colours, source.splits.values())) == {(i, i, i) for i in range(4)}
+    whole = file.read_bytes()
+    np.save(tmp_path / "other.npy", np.zeros((3, 3, 8, 8), np.uint8))
+    for damaged in (whole[:-5], (tmp_path / "other.npy").read_bytes(), b""):
+        file.write_bytes(damaged)
+        source = folder(str(tmp_path / "set"), size=8)
+        assert set().union(*map(colours, source.splits.values())) == {(i, i, i) for i in range(4)}
+        assert file.read_bytes() == whole
+    assert len(decoded) == 4 * 4
 
 
 def test_two_processes_build_one_cache(tmp_path, cache):
-    for i in range(200):
-        save(tmp_path / "set" / f"{i}.png", i, size=(40, 40))
+    for i in range(50):
+        save(tmp_path / "set" / f"{i}.png", i)
     script = (
-        "import sys, os\nfrom gentrain.data import files\nreal, count = files._decode, []\n"
-        "files._decode = lambda *a: count.append(1) or real(*a)\n"
+        "import sys, time\nfrom gentrain.data import files\nreal, count = files._decode, []\n"
+        "files._decode = lambda *a: count.append(1) or time.sleep(0.02) or real(*a)\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\n"
         "source = files.folder(sys.argv[1], size=16)\nprint(len(count), source.fingerprint())"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "set")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:  # both begin at once, and decoding takes a while
+        process.stdin.write("go\n")
+        process.stdin.flush()
     outputs = [process.communicate(timeout=60)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(output[0] for output in outputs) == ["0", "200"]  # one decoded, the other waited
+    assert sorted(output[0] for output in outputs) == ["0", "50"]  # one decoded, the other waited
     assert outputs[0][1] == outputs[1][1]
 
 

@@ -194,11 +194,12 @@ def test_where_data_are_looked_for(monkeypatch, tmp_path):
 
 
 class Mirror:
-    """A real HTTP server of compressed files; `stall` names one whose transfer begins and never ends."""
+    """A real HTTP server of compressed files, once its `gate` is open; `stall` names one whose transfer never ends."""
 
     def __init__(self, files: dict[str, bytes], stall: str = ""):
         self.fetched: Counter[str] = Counter()
-        self.stalled = threading.Event()
+        self.stalled, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
         mirror = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -211,6 +212,7 @@ class Mirror:
                 if self.headers.get("Method") == "HEAD":  # how torchvision follows redirections
                     return self.do_HEAD()
                 mirror.fetched[name] += 1
+                mirror.gate.wait(60)
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(files[name])))
                 self.end_headers()
@@ -263,6 +265,7 @@ import sys
 from gentrain.data import vision
 dataset = vision._torchvision().datasets.KMNIST
 dataset.mirrors, dataset.resources = [sys.argv[2]], eval(sys.argv[3])
+print("ready", flush=True)
 print(vision.kmnist(sys.argv[1], validation=10).fingerprint())
 """
 
@@ -273,7 +276,12 @@ def client(root: Path, url: str, packed: dict[str, bytes]) -> subprocess.Popen[s
 
 
 def test_two_processes_at_once_download_once_and_both_succeed(tmp_path, mirror, packed):
+    mirror.gate.clear()
     processes = [client(tmp_path / "root", mirror.url, packed) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # both are past looking for the files: one downloads, the other waits
+    mirror.gate.set()
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] and len(outputs[0][0].strip()) == 64
@@ -294,6 +302,9 @@ def test_a_killed_download_leaves_nothing_that_looks_whole_and_the_next_one_succ
     process.communicate()
     stalling.server.shutdown()
     assert (tmp_path / ".KMNIST.partial").exists() and not (tmp_path / "KMNIST").exists()
+    raw = tmp_path / ".KMNIST.partial" / "KMNIST" / "raw"
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"")  # as if killed a moment later, while unpacking
+    assert sorted(file.name for file in raw.iterdir() if not file.suffix) == sorted(vision._IDX_FILES)
     point_torchvision(mirror.url)
     assert vision.kmnist(str(tmp_path), validation=10).spec.sizes["train"] == 30
     assert not (tmp_path / ".KMNIST.partial").exists()

@@ -162,7 +162,7 @@ def _map(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The memory-mapped array, or None if the file is absent or not what was meant to be written."""
     try:
         array = np.load(file, mmap_mode="c")  # private pages: torch wants memory it could write to
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return array if array.shape == shape and array.dtype == np.uint8 else None
 
