@@ -41,9 +41,13 @@ class DiskError(GentrainError):
 
 
 class NonFiniteError(GentrainError):
-    """A loss or gradient became NaN or infinite; training stopped before the step."""
+    """A loss or gradient became NaN or infinite at `step` (counted from 0); training stopped before the step."""
 
     state = "nan"
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class OutOfMemoryError(GentrainError):
@@ -61,6 +65,17 @@ class Interrupted(GentrainError):
         super().__init__(message)
         self.signal = signal
         self.code = 128 + signal
+
+
+def out_of_memory(error: BaseException, batch_size: int) -> OutOfMemoryError | None:
+    """The remedy, if `error` says that memory ran out; torch has a type for that on a GPU and only words on a CPU."""
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not kinds and "can't allocate memory" not in str(error):
+        return None
+    return OutOfMemoryError(
+        f"out of memory with data.batch_size={batch_size}: try data.batch_size={max(1, batch_size // 2)}"
+        " or a smaller model"
+    )
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

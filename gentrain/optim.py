@@ -10,9 +10,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from gentrain.errors import UsageError, nearest
+from gentrain.signatures import check_value
 from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat
 
 if TYPE_CHECKING:
@@ -72,12 +73,14 @@ class Optim(ABC):
         """The optimizer of one part, over its trainable parameters."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SHARED} | {"lr": self.lr}
         own = (self.parts or {}).get(part, {})
-        for key in own:
+        hints = get_type_hints(type(self), include_extras=True)
+        for key, value in own.items():
             valid = [*settings, "weight_decay"]
             if key not in valid:
                 raise UsageError(
                     f"optim.parts.{part}.{key}: no such setting.{nearest(key, valid)} Valid: {', '.join(valid)}"
                 )
+            check_value(hints[key], value, f"optim.parts.{part}.{key}")
         decay = own.get("weight_decay", self.weight_decay)
         settings |= {key: value for key, value in own.items() if key != "weight_decay"}
         trainable = [p for p in module.parameters() if p.requires_grad]

@@ -94,9 +94,12 @@ class Part:
         value = "" if loss is None else f"loss {loss.item():g}, "
         broken = [k for k, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
         tensor = f"first bad gradient '{broken[0]}'" if broken else "gradients finite"
+        if self.lazy:  # the gradients in sight are a later step's, where the same is likely, but not certain, to be bad
+            tensor = "loss or gradient not finite" + (f", first bad gradient '{broken[0]}'" if broken else "")
         raise NonFiniteError(
             f"step {step + 1}: {where}{value}{tensor}, learning rate {rate:g}: stopped before the step;"
-            " try a smaller optim.lr or trainer.clip=1"
+            " try a smaller optim.lr or trainer.clip=1",
+            step,
         )
 
     def state_dict(self) -> dict:

@@ -58,7 +58,6 @@ class Trainer:
         self.model, self.objective, self.pipeline = model, objective, pipeline
         self.optim, self.settings, self.device = optim, settings, device
         self.report, self.keeper, self.look, self.config = report, keeper, look, config
-        optim.check_parts(objective.parts)
         self.parts = {name: Part(name, model, optim, settings.clip, device) for name in objective.parts}
         self.ema = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
@@ -133,10 +132,7 @@ class Trainer:
                 for name, value in update.metrics.items():
                     self._pending.setdefault(name, []).append(value.detach())
         except NonFiniteError as error:
-            indices = self.pipeline.indices(self.step)[:8].tolist()
-            raise NonFiniteError(
-                f"{error} (examples {', '.join(map(str, indices))}, … of the training split)"
-            ) from None
+            raise self._with_examples(error) from None
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.step += 1
@@ -178,8 +174,15 @@ class Trainer:
         return file()
 
     def _check(self) -> None:
-        for part in self.parts.values():
-            part.check()
+        try:
+            for part in self.parts.values():
+                part.check()
+        except NonFiniteError as error:
+            raise self._with_examples(error) from None
+
+    def _with_examples(self, error: NonFiniteError) -> NonFiniteError:
+        indices = ", ".join(map(str, self.pipeline.indices(error.step)[:8].tolist()))
+        return NonFiniteError(f"{error} (examples {indices}, … of the training split)", error.step)
 
     def _stop_agreed(self, stop: Stop) -> bool:
         """Whether to stop here. Several processes must agree on the step, and ask each other only now and then."""

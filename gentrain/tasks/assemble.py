@@ -13,7 +13,7 @@ from gentrain import config
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
-from gentrain.errors import UsageError
+from gentrain.errors import UsageError, out_of_memory
 from gentrain.models.base import Generative, StartsFromMean
 from gentrain.optim import Optim
 from gentrain.settings import split_data
@@ -44,9 +44,18 @@ def assemble(cfg: DictConfig, device: Device) -> Assembly:
     """Build and check everything, writing nothing. What the data turn out to be is noted in `cfg`.
 
     Raises:
-        UsageError: something doesn't fit. DataError: the data can't be had.
+        UsageError: something doesn't fit. DataError: the data can't be had. OutOfMemoryError: it is all too large.
     """
     plain = config.check(cfg)
+    try:
+        return _assemble(cfg, plain, device)
+    except (RuntimeError, MemoryError) as error:
+        if (full := out_of_memory(error, plain["data"]["batch_size"])) is not None:
+            raise full from error
+        raise
+
+
+def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembly:
     trust = plain["trust"]
     _, own = split_data(plain["data"])
     source: Source = config.build(own, trust)
@@ -57,6 +66,9 @@ def assemble(cfg: DictConfig, device: Device) -> Assembly:
     objective = config.build(plain["objective"], trust, Objective)
     require_fit(model, objective, trust)
     optim = config.build(plain["optim"], trust, Optim)
+    optim.check_parts(objective.parts)
+    for part in objective.parts:
+        optim.build(part, model.get_submodule(part))  # so that what it can't take is said before anything is written
     model, objective = model.to(device.torch), objective.to(device.torch)
     pipeline = make_pipeline(plain, source, model, device)
     if isinstance(model, StartsFromMean):

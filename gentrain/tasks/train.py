@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gentrain import checkpoint, config
 from gentrain import device as devices
 from gentrain.device import Device
-from gentrain.errors import GentrainError, Interrupted, OutOfMemoryError
+from gentrain.errors import GentrainError, Interrupted, out_of_memory
 from gentrain.evaluation import ledger
 from gentrain.evaluation.heldout import Estimate
 from gentrain.files import disk_error, is_disk_error, read_json
@@ -209,11 +208,8 @@ def translate(error: BaseException, plain: dict[str, Any], path: Path) -> Gentra
         return Interrupted(f"{error}; go on with: gentrain resume run={path}", error.signal)
     if isinstance(error, GentrainError):
         return error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        size = plain["data"]["batch_size"]
-        return OutOfMemoryError(
-            f"out of memory with data.batch_size={size}: try data.batch_size={max(1, size // 2)} or a smaller model"
-        )
+    if (full := out_of_memory(error, plain["data"]["batch_size"])) is not None:
+        return full
     if is_disk_error(error):
         assert isinstance(error, OSError)
         return disk_error(error, Path(error.filename or path))
