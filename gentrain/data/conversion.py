@@ -148,6 +148,8 @@ class Conversion:
         """
         if self.support == "tokens":
             raise UsageError(f"data={self.spec.name} holds tokens, which have no mean")
+        if x.device.type == "mps":  # which has no float64
+            x = x.cpu()
         total = torch.zeros(x.shape[1:], dtype=torch.float64, device=x.device)
         threshold = self._binarizes and self.binarization == "threshold"
         for piece in x.split(_CHUNK):
