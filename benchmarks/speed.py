@@ -17,7 +17,7 @@ from pathlib import Path
 
 from contenders import CONTENDERS
 
-INTERVAL = 1000  # steps between gentrain's checkpoints, validations and pictures: a turn is a whole number of them
+INTERVAL = 2500  # steps between gentrain's checkpoints, validations and pictures: a turn is a whole number of them
 
 
 class Contender:
@@ -66,10 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", nargs="*", default=list(CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--intervals", type=int, default=1, help="of 1,000 steps a turn (the DCGAN takes a tenth)")
+    parser.add_argument("--intervals", type=int, default=1, help="of 2,500 steps a turn (the DCGAN takes a twenty-fifth)")
     arguments = parser.parse_args()
     for work in arguments.work:
-        measure(work, arguments.rounds, arguments.intervals * (INTERVAL // 10 if work == "dcgan" else INTERVAL))
+        measure(work, arguments.rounds, arguments.intervals * (INTERVAL // 25 if work == "dcgan" else INTERVAL))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gentrain.errors import UsageError, nearest
 from gentrain.settings import DataSettings, DeviceSettings, RunSettings, TrainerSettings, split_data
@@ -134,6 +134,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Plain data with every interpolation resolved."""
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UsageError(f"{error.full_key}: must be given: {error.full_key}=…") from error
     except OmegaConfBaseException as error:
         raise UsageError(f"configuration: {_first_line(error)}") from error
     assert isinstance(plain, dict)
@@ -250,10 +252,13 @@ def explain(error: Exception, overrides: Sequence[str], name: str) -> Exception:
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~")
-        if key in known and value and value not in (*known[key], "null") and not re.search(r"[,(\[]", value):
-            return UsageError(
-                f"{override}: there is no such {key}.{nearest(value, known[key])} Available: {', '.join(known[key])}"
-            )
+        choices = value.split(",") if key in known and not re.search(r"[(\[]", value) else []  # of a sweep: several
+        for choice in choices:
+            if choice and choice not in (*known[key], "null"):
+                nearby = nearest(choice, known[key])
+                return UsageError(
+                    f"{override}: there is no {key} {choice!r}.{nearby} Available: {', '.join(known[key])}"
+                )
         if not override.startswith(("+", "~", "hydra")) and key not in known:
             try:
                 _require_key(_bare(name, overrides), key, override)
