@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gentrain import __version__
-from gentrain.errors import CheckpointError
+from gentrain.errors import CheckpointError, Interrupted
 from gentrain.files import read_json, write_atomic, write_json
 
 SCHEMA = 1
@@ -51,15 +51,20 @@ def load(path: Path, sha256: str | None = None) -> dict[str, Any]:
     _verify(path, content, sha256)
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Interrupted:
+        raise
     except Exception as error:  # torch raises five kinds for a broken file, none of which names it
         raise CheckpointError(
             f"{path}: not a gentrain checkpoint: it holds something other than tensors and plain values"
             " (nothing of it was executed)"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != "gentrain":
+    if not isinstance(state, dict) or state.get("format") != "gentrain" or not isinstance(state.get("schema"), int):
         raise CheckpointError(f"{path}: not a gentrain checkpoint (a file of another program)")
     if state["schema"] > SCHEMA:
-        raise CheckpointError(f"{path}: was written by gentrain {state['version']}; this is {__version__}: upgrade")
+        raise CheckpointError(f"{path}: was written by gentrain {state.get('version')}; this is {__version__}: upgrade")
+    missing = [key for key in ("config", "step", "model") if key not in state]
+    if missing:
+        raise CheckpointError(f"{path}: not a gentrain checkpoint that was written whole: lacks {', '.join(missing)}")
     return state
 
 
