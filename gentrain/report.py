@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from gentrain import pictures
 from gentrain.files import write_atomic
@@ -247,6 +248,22 @@ def console(stderr: bool = False) -> Console:
     if reconfigure is not None:
         reconfigure(errors="replace")
     return Console(stderr=stderr)
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with a line a row; where there is no terminal, lines that no width folds and other programs can read."""
+    screen = console()
+    if screen.is_terminal:
+        table = Table(*headings, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*[Text(cell, overflow="fold") for cell in row])
+        screen.print(table)
+        return
+    lines = [headings, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    print(title)
+    for line in lines:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)
 
 
 def clock(seconds: float) -> str:
