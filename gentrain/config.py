@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -67,6 +68,29 @@ def compose(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = 
             return hydra_compose(name, [*search, *overrides])
     except Exception as error:
         raise explain(error, overrides, name) from error
+
+
+def read(path: Path) -> DictConfig:
+    """A configuration from a YAML file.
+
+    Raises:
+        UsageError: it isn't YAML, or no mapping.
+    """
+    try:
+        cfg = OmegaConf.load(path)
+    except (yaml.YAMLError, OSError, UnicodeError, OmegaConfBaseException) as error:
+        raise _unreadable(error, path) from error
+    if not isinstance(cfg, DictConfig) or not cfg:
+        raise UsageError(f"{path}: must hold keys and values, e.g. seed: 0")
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def _unreadable(error: Exception, path: object = "") -> UsageError:
+    """What is wrong with a YAML file and where: the parser knows the place but says it on several lines."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name.strip('<>')}, line {mark.line + 1}" if mark is not None else str(path)
+    return UsageError(f"{where}: {getattr(error, 'problem', None) or _first_line(error)}")
 
 
 def apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -246,6 +270,8 @@ def explain(error: Exception, overrides: Sequence[str], name: str) -> Exception:
     """Hydra's complaint about overrides as one line with the nearest valid word; other errors come back as they are."""
     from hydra.errors import HydraException
 
+    if isinstance(error, yaml.YAMLError):
+        return _unreadable(error)
     if isinstance(error, UsageError) or not isinstance(error, HydraException | OmegaConfBaseException):
         return error
     known = groups()

@@ -51,9 +51,7 @@ class Report:
         self._rewind(folder / "metrics.jsonl", first_step)
         for end in folder.glob(f"events.out.tfevents.*{_END}"):
             self._guarded("TensorBoard", end.unlink)
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = self._guarded("TensorBoard", lambda: SummaryWriter(str(folder), purge_step=first_step or None))
+        self._writer = self._guarded("TensorBoard", lambda: self._open_board(folder, first_step))
 
     # --- numbers ---
 
@@ -212,6 +210,23 @@ class Report:
             return
         kept = [json.dumps(r) for r in read_metrics(path.parent) if r["step"] < first_step]
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
+
+    def _open_board(self, folder: Path, first_step: int) -> Any:
+        """A writer whose file TensorBoard reads after the folder's earlier ones, so that it drops what they say in excess.
+
+        TensorBoard goes by the second in a file's name, and a run may be resumed within the second it was started in.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except Exception as error:  # a broken installation fails in its own ways; it must not keep a run from training
+            reason = str(error).split("\n", 1)[0]
+            self.say(f"warning: no TensorBoard files: it can't be imported ({reason}); pip install tensorboard")
+            return None
+        seconds = [int(p.name.split(".")[3]) for p in folder.glob("events.out.tfevents.[0-9]*")]
+        patience = time.monotonic() + 1.5  # a clock that was set back must not keep us
+        while seconds and int(time.time()) <= max(seconds) and time.monotonic() < patience:
+            time.sleep(0.02)
+        return SummaryWriter(str(folder), purge_step=first_step)
 
     def _board(self, write: Any) -> None:
         if self._writer is not None:

@@ -90,11 +90,15 @@ class Run:
 
     def describe(self, config: Mapping[str, Any], composed: str, overrides: Sequence[str], facts: dict) -> None:
         """Write what the run is: its configuration, command, code, versions and data."""
-        text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
-        write_atomic(self.path / "config.yaml", text.encode())
+        self.describe_config(config)
         write_atomic(self.path / ".hydra" / "config.yaml", composed.encode())
         write_atomic(self.path / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(overrides)).encode())
         write_json(self.path / "run.json", {"command": sys.argv, **environment(), **facts})
+
+    def describe_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.yaml: what the next resume goes by."""
+        text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        write_atomic(self.path / "config.yaml", text.encode())
 
     def status(self, state: str, step: int, reason: str = "") -> None:
         """Write status.json. A disk that is full now must not hide why the run ended."""

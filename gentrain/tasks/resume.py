@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gentrain import checkpoint, config
 from gentrain import device as devices
@@ -18,7 +18,7 @@ from gentrain.settings import DeviceSettings, TrainerSettings
 from gentrain.signals import Stop
 from gentrain.tasks.assemble import assemble
 from gentrain.tasks.load import stored_config
-from gentrain.tasks.train import Outcome, _processes, fit, prepare, watched
+from gentrain.tasks.train import Outcome, fit, prepare, watched
 
 FREE = ("trainer.", "device.", "output", "traceback", "trust", "data.root", "data.download")
 BOUND = ("trainer.ema", "trainer.clip", "device.precision")
@@ -36,7 +36,7 @@ def resume(run: str | Path, overrides: Sequence[str] = (), force: bool = False) 
         RunBusyError: another process is at work in it. CheckpointError: no checkpoint of it is usable.
     """
     path = require_run(run)
-    with Stop() as stop, _processes():
+    with Stop() as stop:
         world_main = devices.is_main_process()
         folder = Run.open(path) if world_main else None
         try:
@@ -57,6 +57,8 @@ def resume(run: str | Path, overrides: Sequence[str] = (), force: bool = False) 
             raise
         stored = config.stored(cfg)
         with watched(folder, assembly.plain) as is_main:
+            if folder is not None:
+                folder.describe_config(stored)  # a change holds for later resumes too
             first = found[1]["step"] + 1 if found else 0
             trainer, look = prepare(assembly, device, path, stored, is_main, first)
             if found is not None:
@@ -79,9 +81,7 @@ def _configuration(path: Path, state: Mapping[str, Any] | None, overrides: Seque
 
     The folder's config.yaml may have been edited since: a difference there is a change like any other.
     """
-    edited = OmegaConf.load(path / "config.yaml")
-    assert isinstance(edited, DictConfig)
-    OmegaConf.set_struct(edited, True)
+    edited = config.read(path / "config.yaml")
     config.apply(edited, overrides)
     if state is not None and not force:
         before = _flat(state["config"])
