@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     show = "traceback=true" in args
     try:
         return _dispatch(args)
+    except UsageError as error:  # under torchrun every process has the same to say
+        return _complain(str(error), error.code, show) if os.environ.get("RANK", "0") == "0" else error.code
     except GentrainError as error:
         return _complain(str(error), error.code, show)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -110,20 +111,15 @@ def _join() -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return 0, 1
-    if not dist.is_initialized():
+    if not dist.is_initialized():  # joined once in a process's life: a second training finds the group still there
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)
     return dist.get_rank(), dist.get_world_size()
 
 
 def is_main_process() -> bool:
     """Whether this is the only process or the first of several."""
     return int(os.environ.get("RANK", 0)) == 0
-
-
-def leave() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _keep_pages() -> None:

@@ -56,7 +56,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], 
     """Train as `cfg`, a composed `train` configuration, says; `made` is told the run folder once it exists."""
     composed = OmegaConf.to_yaml(cfg)
     plain = config.check(cfg)
-    with Stop() as stop, _processes():
+    with Stop() as stop:
         device = devices.setup(DeviceSettings(**plain["device"]))
         assembly = assemble(cfg, device)
         run = None
@@ -73,14 +73,6 @@ def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], 
                 run.describe(stored, composed, overrides, facts)
             trainer, look = prepare(assembly, device, path, stored, report_to, first_step=0)
             return fit(trainer, look, stop, run, path, assembly)
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        devices.leave()
 
 
 def prepare(
