@@ -87,8 +87,11 @@ class Harmonium(EnergyBased):
         """x ~ p(x | h), (B, *shape)."""
 
     @abstractmethod
-    def energy_gradient(self, x: Tensor, h: Tensor, coefficient: Tensor) -> dict[str, Tensor]:
-        """Parameter name -> Σ_b coefficient_b ∂E(x_b, h_b), linear in h, so that h may be its expectation."""
+    def energy_gradient(self, data: tuple[Tensor, Tensor], chain: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Parameter name -> mean of ∂E(x, h) over the data's pairs (x, h) minus that over the chain's.
+
+        Linear in h, so that h may be its expectation. The two may differ in number.
+        """
 
 
 class Enumerable(EnergyBased):

@@ -60,13 +60,15 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs,
     def sample_visible(self, h: Tensor) -> Tensor:
         return noise.bernoulli(self.visible_probability(h))
 
-    def energy_gradient(self, x: Tensor, h: Tensor, coefficient: Tensor) -> dict[str, Tensor]:
-        x = x.flatten(1)
-        h = -coefficient[:, None] * h  # ∂E/∂W = -h vᵀ: the sign is cheapest on the smallest factor
+    def energy_gradient(self, data: tuple[Tensor, Tensor], chain: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        (v, h), (v_chain, h_chain) = ((x.flatten(1), h) for x, h in (data, chain))
+        # ∂E/∂W = -h vᵀ. One product for both means: under autocast their difference is then rounded, not each of them.
+        signed = torch.cat([h * (-1 / len(h)), h_chain * (1 / len(h_chain))])
+        both = torch.cat([v.to(v_chain.dtype), v_chain])
         return {
-            "weight": (h.t() @ x).float(),
-            "visible_bias": -(coefficient @ x).float(),
-            "hidden_bias": h.sum(0).float(),
+            "weight": (signed.t() @ both).float(),
+            "visible_bias": v_chain.sum(0, dtype=torch.float32) / len(h_chain) - v.sum(0, dtype=torch.float32) / len(h),
+            "hidden_bias": signed.sum(0, dtype=torch.float32),
         }
 
     def free_energy(self, x: Tensor) -> Tensor:

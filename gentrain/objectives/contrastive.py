@@ -1,8 +1,7 @@
 """Contrastive divergence and its persistent form, with closed-form gradients.
 
 The gradient of the mean negative log-likelihood is E_data[∂F(v)] - E_model[∂F(v)], and ∂F(v) = E_{h|v}[∂E(v, h)]:
-hidden probabilities enter the statistics, hidden samples drive the chain (Hinton 2010, section 3). Both expectations
-are one sum over data and chain with positive and negative coefficients, hence one matrix product.
+hidden probabilities enter the statistics, hidden samples drive the chain (Hinton 2010, section 3).
 """
 
 from __future__ import annotations
@@ -42,14 +41,6 @@ class _Contrastive(Objective):
         return scores
 
 
-def _gradient(model: Harmonium, data: tuple[Tensor, Tensor], chain: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """E_data[∂E] - E_chain[∂E] from pairs (v, p(h|v))."""
-    v, h = (torch.cat(pair) for pair in zip(data, chain, strict=True))
-    coefficient = torch.full((len(v),), 1 / len(data[0]), device=v.device)
-    coefficient[len(data[0]) :] = -1 / len(chain[0])
-    return model.energy_gradient(v, h, coefficient)
-
-
 class CD(_Contrastive):
     """CD-k: the model's expectation is taken k Gibbs steps from the data (Hinton 2002).
 
@@ -72,7 +63,7 @@ class CD(_Contrastive):
             v = model.sample_visible(model.sample_hidden(p))
             p = model.hidden_probability(v)
         metrics = {"reconstruction_error": (x - v).abs_().mean()}
-        yield Update(grads=_gradient(model, (x, probability), (v, p)), metrics=metrics)
+        yield Update(grads=model.energy_gradient((x, probability), (v, p)), metrics=metrics)
 
 
 class PCD(_Contrastive):
@@ -106,4 +97,4 @@ class PCD(_Contrastive):
                 h = model.sample_hidden(p)
         self.particles.copy_(h)
         metrics = {"hidden_activity": probability.mean()}
-        yield Update(grads=_gradient(model, (x, probability), (v, p)), metrics=metrics)
+        yield Update(grads=model.energy_gradient((x, probability), (v, p)), metrics=metrics)
