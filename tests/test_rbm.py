@@ -130,8 +130,8 @@ def test_cd_is_its_formula(k: int):
     W, b, c = rbm.weight.detach(), rbm.visible_bias.detach(), rbm.hidden_bias.detach()
     v0 = v = x.view(5, 6)
     for _ in range(k):
-        h = (torch.rand(5, 4) < torch.sigmoid(v @ W.t() + c)).float()
-        v = (torch.rand(5, 6) < torch.sigmoid(h @ W + b)).float()
+        h = (noise.uniform(5, 4) < torch.sigmoid(v @ W.t() + c)).float()
+        v = (noise.uniform(5, 6) < torch.sigmoid(h @ W + b)).float()
     p0, pk = torch.sigmoid(v0 @ W.t() + c), torch.sigmoid(v @ W.t() + c)
     # of the loss to minimise: what Hinton adds to the parameters, with the other sign
     expected = {
@@ -142,6 +142,24 @@ def test_cd_is_its_formula(k: int):
     assert actual.keys() == expected.keys() == dict(rbm.named_parameters()).keys()
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, msg=name)
+
+
+def test_pcd_is_its_formula():
+    rbm, x = random_rbm(6, 4, seed=14), torch.rand(5, 1, 1, 6).round()
+    pcd = PCD(hidden=4, k=3, particles=7)
+    h = pcd.particles.clone()
+    torch.manual_seed(15)
+    actual = grads(pcd, rbm, x)
+    torch.manual_seed(15)
+    for _ in range(3):
+        v = rbm.sample_visible(h)
+        p = rbm.hidden_probability(v).detach()
+        h = rbm.sample_hidden(p)
+    p0 = rbm.hidden_probability(x).detach()
+    torch.testing.assert_close(actual["weight"], p.t() @ v.flatten(1) / 7 - p0.t() @ x.flatten(1) / 5)
+    torch.testing.assert_close(actual["visible_bias"], v.flatten(1).mean(0) - x.flatten(1).mean(0))
+    torch.testing.assert_close(actual["hidden_bias"], p.mean(0) - p0.mean(0))
+    assert torch.equal(pcd.particles, h)
 
 
 def test_cd_with_a_long_chain_follows_the_likelihood():

@@ -129,8 +129,12 @@ def test_the_gaussian_integrates_to_one():
     with torch.no_grad():
         likelihood.log_scale.fill_(-0.7)
         grid = torch.linspace(-10, 10, 5001)[:, None]
-        mass = likelihood(torch.tensor([[0.4]])).log_prob(grid).exp().sum() * (20 / 5000)
-    assert mass.item() == pytest.approx(1, abs=1e-4)
+        p = likelihood(torch.tensor([[0.4]]))
+        mass = p.log_prob(grid).exp().sum() * (20 / 5000)
+        assert mass.item() == pytest.approx(1, abs=1e-4)
+        assert p.stddev.item() == pytest.approx(math.exp(-0.7), rel=2e-3)  # the learned scale is the one in use
+        likelihood.log_scale.fill_(-100.0)
+        assert likelihood(torch.zeros(1, 1)).stddev.item() == pytest.approx(math.exp(-7), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", [*OVER_LEVELS, "gaussian"])
