@@ -212,7 +212,7 @@ class Report:
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
 
     def _open_board(self, folder: Path, first_step: int) -> Any:
-        """A writer whose file TensorBoard reads after the folder's earlier ones, so that it drops what they say in excess.
+        """A writer whose file TensorBoard reads after the folder's earlier ones, so it drops what they say in excess.
 
         TensorBoard goes by the second in a file's name, and a run may be resumed within the second it was started in.
         """
