@@ -112,8 +112,9 @@ class Enumerable(EnergyBased):
     def log_partition(self) -> Tensor:
         """log Z in nats, float64. Raises UsageError unless `enumerable`."""
 
+    @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) = -F(x) - log Z in nats, (B,), exact. Raises UsageError unless `enumerable`."""
+        """log p(x) = -F(x) - log Z in nats, (B,), exact and without gradient. Raises UsageError unless `enumerable`."""
         return -self.free_energy(x) - self.log_partition().to(x.device, torch.float32)
 
 

@@ -128,7 +128,8 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs,
             )
         parameters = [self.weight, self.visible_bias, self.hidden_bias]
         if self._partition is None or not all(map(torch.equal, parameters, self._partition[0])):
-            value = log_partition(self.weight.double(), self.visible_bias.double(), self.hidden_bias.double())
+            host = "cpu" if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
+            value = log_partition(*(p.to(host).double() for p in parameters))
             self._partition = [p.detach().clone() for p in parameters], value
         return self._partition[1]
 
@@ -153,7 +154,7 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs,
         return total if bits is None else total * (self.visible / bits)
 
 
-def log_partition(W: Tensor, b: Tensor, c: Tensor, block: int = 1 << 11) -> Tensor:
+def log_partition(W: Tensor, b: Tensor, c: Tensor, *, block: int = 1 << 11) -> Tensor:
     """log Σ_h exp(cᵀh) Π_i (1 + exp(b_i + Wᵀ_i h)) over the states of the smaller layer, in float64.
 
     Args:
