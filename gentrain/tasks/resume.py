@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from gentrain import checkpoint, config
 from gentrain import device as devices
@@ -37,17 +37,16 @@ def resume(run: str | Path, overrides: Sequence[str] = (), force: bool = False) 
     """
     path = require_run(run)
     with Stop() as stop:
-        world_main = devices.is_main_process()
-        folder = Run.open(path) if world_main else None
+        folder = Run.open(path) if devices.is_main_process() else None
         try:
             found = checkpoint.newest(path / "checkpoints")
             cfg = _configuration(path, found[1] if found else None, overrides, force)
             plain = config.check(cfg)
             if found is not None and _complete(path, found[1], plain):
-                if world_main:
-                    console().print(
-                        f"{path} is done at step {found[1]['step']:,}; to go on, say trainer.steps=MORE", markup=False
-                    )
+                if folder is not None:
+                    done = f"{path} is done at step {found[1]['step']:,}; to go on, say trainer.steps=MORE"
+                    console().print(done, markup=False, highlight=False, soft_wrap=True)
+                    folder.close()
                 return None
             device = devices.setup(DeviceSettings(**plain["device"]))
             assembly = assemble(cfg, device)
@@ -82,6 +81,7 @@ def _configuration(path: Path, state: Mapping[str, Any] | None, overrides: Seque
     The folder's config.yaml may have been edited since: a difference there is a change like any other.
     """
     edited = config.read(path / "config.yaml")
+    OmegaConf.update(edited, "trust", [])  # who gave us this folder doesn't say whose code we trust
     config.apply(edited, overrides)
     if state is not None and not force:
         before = _flat(state["config"])
