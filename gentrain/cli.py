@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from gentrain import __version__
 from gentrain.errors import GentrainError, UsageError, nearest
@@ -22,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (the process's own arguments if None); the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     show = "traceback=true" in args
+    if "" not in sys.path:
+        sys.path.append("")  # one's own model in the current folder; last, so that it hides nothing
+    previous = _leave_on_sigterm()
     try:
         return _dispatch(args)
     except UsageError as error:  # under torchrun every process has the same to say
@@ -38,6 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc(file=log)
         text = str(error).splitlines() or [""]
         return _complain(f"{type(error).__name__}: {text[0]} (traceback in {log.name})", 1, show)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _leave_on_sigterm() -> Any:
+    """Have SIGTERM end the process with its exit code where no training takes care of it; the handler before."""
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, b"gentrain: stopped by SIGTERM\n")
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, leave)
 
 
 def _complain(message: str, code: int, show: bool) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from gentrain import yamlfiles
 from gentrain.errors import UsageError, nearest
 from gentrain.settings import DataSettings, DeviceSettings, RunSettings, TrainerSettings, split_data
 from gentrain.signatures import Unreadable, check_value, parameters
@@ -32,6 +32,7 @@ HOMES = {
 }
 """Where gentrain's own targets for each section live; a target of ours from anywhere else is refused."""
 
+_MODEL = re.compile(r"\$\{model\.\w+\}")
 _FACT = re.compile(r"\$\{data\.(shape|levels|classes|support)\}")
 
 
@@ -61,13 +62,45 @@ def compose(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = 
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()  # a notebook may have left its own behind
+    for folder in folders:
+        check_folder(folder)
+    others = GlobalHydra.instance().hydra  # a notebook may have its own
+    GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[{','.join(f'file://{f}' for f in folders)}]"] if folders else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra_compose(name, [*search, *overrides])
     except Exception as error:
-        raise explain(error, overrides, name) from error
+        raise explain(error, overrides, name, folders) from error
+    finally:
+        GlobalHydra.instance().hydra = others
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what YAML would misread, and what Hydra would call, in the files of a `--config-dir`."""
+    yamlfiles.check_folder(folder, list(groups()))
+
+
+def said() -> list[str]:
+    """The overrides of the command line that Hydra is carrying out, as they were typed: `${oc.env:SECRET}` stays."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [str(o) for o in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)]  # type: ignore
+
+
+def require_said(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse trust in code that isn't on the command line itself: a YAML file must not vouch for its own `_target_`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    said: list[str] = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.key_or_group == "trust":
+            said = list(override.value() or [])  # type: ignore[arg-type]
+    unsaid = [package for package in cfg.get("trust") or [] if package not in said]
+    if unsaid:
+        raise UsageError(
+            f"trust={list(cfg.trust)}: stands in a YAML file; if you trust that code, say it: trust={unsaid}"
+        )
 
 
 def read(path: Path) -> DictConfig:
@@ -79,18 +112,11 @@ def read(path: Path) -> DictConfig:
     try:
         cfg = OmegaConf.load(path)
     except (yaml.YAMLError, OSError, UnicodeError, OmegaConfBaseException) as error:
-        raise _unreadable(error, path) from error
+        raise yamlfiles.explain(error, path) from error
     if not isinstance(cfg, DictConfig) or not cfg:
         raise UsageError(f"{path}: must hold keys and values, e.g. seed: 0")
     OmegaConf.set_struct(cfg, True)
     return cfg
-
-
-def _unreadable(error: Exception, path: object = "") -> UsageError:
-    """What is wrong with a YAML file and where: the parser knows the place but says it on several lines."""
-    mark = getattr(error, "problem_mark", None)
-    where = f"{mark.name.strip('<>')}, line {mark.line + 1}" if mark is not None else str(path)
-    return UsageError(f"{where}: {getattr(error, 'problem', None) or _first_line(error)}")
 
 
 def apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -173,6 +199,21 @@ def stored(cfg: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in plain.items()}
 
 
+def shown(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored data with interpolations resolved, for tables: what comes from the environment stays a name."""
+
+    def masked(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: masked(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [masked(value) for value in node]
+        return node.replace("${", "\\${") if isinstance(node, str) and "oc.env" in node else node
+
+    cfg = OmegaConf.create(masked(stored))
+    assert isinstance(cfg, DictConfig)
+    return resolve(cfg)
+
+
 def _check_record(record: type, values: Mapping[str, Any], prefix: str) -> None:
     hints = get_type_hints(record, include_extras=True)
     _known_keys(prefix, values, hints)
@@ -209,7 +250,9 @@ def _check_target(
             _check_target(f"{path}.{key}", value, given, trust)
         elif key != "_target_" and takes is not None:
             _known_keys(f"{path}.", [key], {**takes, **(also or {})})
-            if not (value is None and isinstance(given, str) and _FACT.fullmatch(given)):
+            unknown_yet = value is None and isinstance(given, str) and _FACT.fullmatch(given)
+            # what follows the model is judged once the two are known to fit: else the complaint would be about this
+            if not unknown_yet and not (isinstance(given, str) and _MODEL.fullmatch(given)):
                 check_value(takes[key].annotation, value, f"{path}.{key}")
     missing = [key for key, parameter in (takes or {}).items() if parameter.required and key not in node]
     if missing:
@@ -220,7 +263,7 @@ def require_trusted(target: str, trust: Sequence[str], path: str = "_target_") -
     """Refuse a target outside gentrain and the packages that the user named."""
     package = target.split(".")[0]
     if package == "gentrain":
-        if not target.startswith(tuple(HOMES.values())):
+        if not target.startswith(tuple(HOMES.values())) or target.rpartition(".")[2].startswith("_"):
             raise UsageError(f"{path}={target}: in gentrain it must lie in {', '.join(h[:-1] for h in HOMES.values())}")
     elif package not in trust:
         raise UsageError(f"{path}={target}: lies outside gentrain; if you trust that code, say trust=[{package}]")
@@ -251,8 +294,6 @@ def locate(target: str, trust: Sequence[str]) -> Any:
     """The class or function that `target` names, if it was really defined in a trusted package."""
     require_trusted(target, trust)
     module, _, name = target.rpartition(".")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # one's own model in the current folder
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -266,48 +307,54 @@ def locate(target: str, trust: Sequence[str]) -> Any:
 # --- explaining -----------------------------------------------------------------------------------------------------
 
 
-def explain(error: Exception, overrides: Sequence[str], name: str) -> Exception:
+def explain(error: Exception, overrides: Sequence[str], name: str, folders: Sequence[Path] = ()) -> Exception:
     """Hydra's complaint about overrides as one line with the nearest valid word; other errors come back as they are."""
     from hydra.errors import HydraException
 
     if isinstance(error, yaml.YAMLError):
-        return _unreadable(error)
-    if isinstance(error, UsageError) or not isinstance(error, HydraException | OmegaConfBaseException):
+        return yamlfiles.explain(error)
+    if isinstance(error, UsageError) or not isinstance(error, HydraException | OmegaConfBaseException | ValueError):
         return error
-    known = groups()
+    known = _options(folders)
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~")
         choices = value.split(",") if key in known and not re.search(r"[(\[]", value) else []  # of a sweep: several
         for choice in choices:
-            if choice and choice not in (*known[key], "null"):
+            if choice and choice not in (*known[key], *(["null"] if key == "experiment" else [])):
                 nearby = nearest(choice, known[key])
                 return UsageError(
                     f"{override}: there is no {key} {choice!r}.{nearby} Available: {', '.join(known[key])}"
                 )
         if not override.startswith(("+", "~", "hydra")) and key not in known:
             try:
-                _require_key(_bare(name, overrides), key, override)
+                _require_key(_bare(name, overrides, folders), key, override)
             except UsageError as problem:
                 return problem
     cause = f" {_first_line(error.__cause__)}" if error.__cause__ else ""
     return UsageError(f"{' '.join(overrides) or name}: {_first_line(error)}{cause}")
 
 
-def _bare(name: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration with only the valid choices of groups applied: which keys there are."""
-    known = groups()
-    chosen = [o for o in overrides if "=" in o and o.split("=")[1] in known.get(o.split("=")[0], [])]
-    return compose(name, chosen)
+def _options(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Groups and their options, those in a user's own folders included."""
+    places = [groups(), *map(groups, folders)]
+    return {group: sorted({o for p in places for o in p.get(group, [])}) for p in places for group in p}
+
+
+def _bare(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """The configuration with only the valid choices of groups applied, of a sweep's the first: which keys there are."""
+    known = _options(folders)
+    choices = [(key, value.split(",")[0]) for key, _, value in (o.partition("=") for o in overrides)]
+    return compose(name, [f"{key}={value}" for key, value in choices if value in known.get(key, [])], folders)
 
 
 def _require_key(cfg: DictConfig, key: str, override: str) -> None:
     node: Any = cfg
     prefix = ""
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
+        if not isinstance(node, DictConfig) or part not in node.keys():  # noqa: SIM118 -- `in node` skips missing values
             valid = [str(k) for k in node] if isinstance(node, DictConfig) else []
-            valid += list(groups()) if not prefix else []
+            valid += list(groups()) if not prefix and "trainer" in node else []
             listed = f" Valid: {', '.join(sorted(set(valid) - {'hydra'}))}" if valid else ""
             raise UsageError(f"{override}: there is no key '{prefix}{part}'.{nearest(part, valid)}{listed}")
         node = node._get_node(part)

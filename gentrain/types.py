@@ -33,7 +33,7 @@ class Range:
     open_high: bool = False
 
     def __contains__(self, value: float) -> bool:
-        if value != value:  # NaN lies in no interval
+        if value != value or value in (float("inf"), float("-inf")):  # what arithmetic can't use lies in no interval
             return False
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         below = self.high is None or (value < self.high if self.open_high else value <= self.high)

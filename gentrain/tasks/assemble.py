@@ -58,13 +58,15 @@ def assemble(cfg: DictConfig, device: Device) -> Assembly:
 def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembly:
     trust = plain["trust"]
     _, own = split_data(plain["data"])
-    source: Source = config.build(own, trust)
+    source = config.build(own, trust)
+    if not isinstance(source, Source):
+        raise UsageError(f"data._target_={own['_target_']}: must return a gentrain.data.source.Source")
     _note_facts(cfg, source)
     plain = config.check(cfg)
     torch.manual_seed(plain["seed"])
     model = _build_model(plain, source)
+    require_fit(model, config.locate(plain["objective"]["_target_"], trust), trust)
     objective = config.build(plain["objective"], trust, Objective)
-    require_fit(model, objective, trust)
     optim = config.build(plain["optim"], trust, Optim)
     optim.check_parts(objective.parts)
     for part in objective.parts:
@@ -116,15 +118,15 @@ def _build_model(plain: dict[str, Any], source: Source) -> Generative:
     return model
 
 
-def require_fit(model: Generative, objective: Objective, trust: list[str]) -> None:
-    """Refuse an objective that needs what the model lacks, saying which pairs do fit."""
-    needs = objective.needs
+def require_fit(model: Generative, objective: Any, trust: list[str]) -> None:
+    """Refuse an objective's class that needs what the model lacks, saying which pairs do fit."""
+    needs = getattr(objective, "needs", Generative)
     if isinstance(model, needs):
         return
     objectives = [o for o, cls in _classes("objective", trust) if isinstance(model, cls.needs)]
     models = [m for m, cls in _classes("model", trust) if issubclass(cls, needs)]
     raise UsageError(
-        f"model={type(model).__name__} with objective={type(objective).__name__}: the model is no {needs.__name__}. "
+        f"model={type(model).__name__} with objective={objective.__name__}: the model is no {needs.__name__}. "
         f"Objectives that fit the model: {', '.join(objectives) or 'none'}. "
         f"Models that fit the objective: {', '.join(models) or 'none'}"
     )

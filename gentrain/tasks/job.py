@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ def main(path: Path) -> int:
                 pass
             from gentrain.tasks.resume import resume
 
-            resume(run.resolve())
+            resume(run.resolve(), [f"trust={json.dumps(record['config']['trust'])}"])
             return 0
         from gentrain.tasks import train
 

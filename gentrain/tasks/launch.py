@@ -23,13 +23,13 @@ def main(args: list[str]) -> int:
     problems: list[Exception] = []
 
     def one(cfg: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
         try:
+            overrides = config.said()
+            config.require_said(cfg, overrides)
             config.check(cfg)  # before torch is imported
             from gentrain.tasks import train
 
-            train.main(cfg, list(HydraConfig.get().overrides.task))
+            train.main(cfg, overrides)
         except Exception as error:  # Hydra would announce it in its own words
             problems.append(error)
 
@@ -58,7 +58,7 @@ def through_hydra(task: Callable[[DictConfig], None], args: Sequence[str], conf:
             raise UsageError("see gentrain --help") from end
     except Exception as error:
         words = [a for a in args if not a.startswith("-")]
-        raise config.explain(error, words, "train") from error
+        raise config.explain(error, words, "train", [folder] if folder else []) from error
     finally:
         sys.argv = before
 
@@ -76,5 +76,6 @@ def _take_config_dir(args: list[str]) -> tuple[list[str], Path | None]:
             rest = args[:i] + args[i + (1 if "=" in a else 2) :]
             if not Path(value).is_dir():
                 raise UsageError(f"--config-dir {value}: there is no such folder")
+            config.check_folder(Path(value).resolve())
             return rest, Path(value).resolve()
     return args, None

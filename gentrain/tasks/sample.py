@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> Path:
     path, state = checkpoint.find(source)
     model = restore(path, state, settings.trust)
     plain = config.resolve(stored_config(state))
+    plain["trust"] = settings.trust  # not the one that came with the run
     x, columns = _draw(model, settings, plain)
     out = Path(settings.out) if settings.out else _default_folder(source) / f"{settings.kind}.{settings.format}"
     out = out.expanduser()

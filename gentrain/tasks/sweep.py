@@ -35,6 +35,7 @@ from gentrain.files import disk_error, read_json, write_json
 from gentrain.tasks.launch import through_hydra
 
 POLL = 0.2  # seconds between two looks at whether the sweep goes on
+_PARENT = os.getppid()  # another one later means that it has died
 
 
 def main(args: list[str], folder: Path | None) -> int:
@@ -133,7 +134,7 @@ def job(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    place, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
+    place, overrides = Path(hydra.sweep.dir), config.said()
     content = OmegaConf.to_container(cfg, resolve=False)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     path = place / "jobs" / f"{key}.json"
@@ -141,14 +142,16 @@ def job(cfg: DictConfig) -> None:
     record = {**(read_json(path) or fresh), "number": hydra.job.num}
     command = read_json(place / "sweep.json")["command"]
     label = " ".join(o for o in overrides if o not in command) or "the only job"
-    if record["state"] == "done" and (path.parent / record["run"]).is_dir():
+    run = run_of(path, record)
+    if record["state"] == "done" and run and run.is_dir():
         return _say(f"skip  {label}: done")
     if not _goes_on(place):
         return write_json(path, record)
-    _say(f"{'resume' if record['run'] else 'start'}  {label}")
+    _say(f"{'resume' if run and run.is_dir() else 'start'}  {label}")
     write_json(path, {**record, "state": "running", "reason": ""})
     began = time.monotonic()
     try:
+        config.require_said(cfg, overrides)
         config.check(cfg)  # before a process is started
         state, reason = _spawn(path, _environment(hydra.launcher.get("n_jobs", 1)))
     except UsageError as error:
@@ -165,8 +168,8 @@ def _say(line: str) -> None:
 
 
 def _alive(place: Path) -> bool:
-    """Whether the sweep's process, this one or the parent of this one, lives."""
-    return (read_json(place / "sweep.json") or {}).get("pid") in (os.getpid(), os.getppid())
+    """Whether the sweep's process, or what it has started this one by, lives."""
+    return read_json(place / "sweep.json")["pid"] == os.getpid() or os.getppid() == _PARENT
 
 
 def _goes_on(place: Path) -> bool:
@@ -185,7 +188,7 @@ def _environment(jobs: int) -> dict[str, str]:
 
 def _spawn(path: Path, environment: dict[str, str]) -> tuple[str, str]:
     """Run the job of a record in its own process to its end; its state and, unless it is done, the reason."""
-    if os.getpid() != (read_json(path.parents[1] / "sweep.json") or {}).get("pid"):
+    if os.getpid() != read_json(path.parents[1] / "sweep.json")["pid"]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a launcher's workers too: leave it to the sweep
     output = path.with_suffix(".log")
     with open(output, "ab") as log:

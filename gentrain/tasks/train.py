@@ -54,6 +54,7 @@ def train(overrides: Sequence[str] = (), folders: Sequence[str | Path] = ()) -> 
 
 def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], object] = lambda path: None) -> Outcome:
     """Train as `cfg`, a composed `train` configuration, says; `made` is told the run folder once it exists."""
+    config.require_said(cfg, overrides)
     composed = OmegaConf.to_yaml(cfg)
     plain = config.check(cfg)
     with Stop() as stop:
@@ -62,7 +63,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], 
         run = None
         path = None
         if device.is_main:
-            run = Run.create(Path(plain["output"]), assembly.source.spec.name, assembly.name)
+            run = Run.create(Path(plain["output"]).expanduser(), assembly.source.spec.name, assembly.name)
             path = run.path
             made(path)
         path = Path(device.agree(str(path)))
@@ -98,7 +99,7 @@ def prepare(
 def fit(trainer: Trainer, look: Look, stop: Stop, run: Run | None, path: Path, assembly: Assembly) -> Outcome:
     """Train to the end, evaluate on the test split, and close the books."""
     report = trainer.report
-    settings = hparams(assembly)
+    settings = hparams(assembly, config.shown(trainer.config))
     if run is not None:
         run.status("running", trainer.step)
     count = sum(p.numel() for p in trainer.model.parameters())
@@ -144,9 +145,8 @@ def _finish(trainer: Trainer, look: Look, stop: Stop, path: Path, assembly: Asse
     return found
 
 
-def hparams(assembly: Assembly) -> dict[str, Any]:
+def hparams(assembly: Assembly, plain: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run as flat names and scalars, for tables."""
-    plain = assembly.plain
     flat: dict[str, Any] = {"seed": plain["seed"], "data": assembly.source.spec.name}
     names = assembly.name.split("-")
     flat |= {"model": names[0], "objective": names[1], "data.batch_size": plain["data"]["batch_size"]}
