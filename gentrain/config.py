@@ -98,9 +98,8 @@ def require_said(cfg: DictConfig, overrides: Sequence[str]) -> None:
             said = list(override.value() or [])  # type: ignore[arg-type]
     unsaid = [package for package in cfg.get("trust") or [] if package not in said]
     if unsaid:
-        raise UsageError(
-            f"trust={list(cfg.trust)}: stands in a YAML file; if you trust that code, say it: trust={unsaid}"
-        )
+        packages = ",".join(unsaid)
+        raise UsageError(f"trust: {packages} stands in a YAML file; if you trust that code, say trust=[{packages}]")
 
 
 def read(path: Path) -> DictConfig:
