@@ -76,13 +76,13 @@ def test_free_energy_and_conditionals_come_from_the_joint(visible: int, hidden: 
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 1000), st.sampled_from([1, 2, 8, 1024]))
-def test_log_partition_is_the_sum_over_all_states(visible: int, hidden: int, seed: int, block: int):
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 1000), st.integers(0, 3), st.integers(0, 3))
+def test_log_partition_is_the_sum_over_all_states(visible: int, hidden: int, seed: int, inner: int, outer: int):
     with torch.no_grad():
         rbm = random_rbm(visible, hidden, seed, scale=2.0)
         exact = torch.logsumexp(log_joint(rbm).flatten(), 0)
         parameters = [p.double() for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias)]
-        torch.testing.assert_close(log_partition(*parameters, block=block), exact, atol=1e-10, rtol=1e-12)
+        torch.testing.assert_close(log_partition(*parameters, inner=inner, outer=outer), exact, atol=1e-10, rtol=1e-12)
         torch.testing.assert_close(rbm.log_partition(), exact, atol=1e-10, rtol=1e-12)
 
 
@@ -93,8 +93,8 @@ def test_log_partition_neither_overflows_nor_loses_digits(scale: float):
     W, b, c = (scale * torch.randn(*s, dtype=torch.float64) for s in ((7, 784), (784,), (7,)))
     h = states(7, W)
     expected = torch.logsumexp(h @ c + torch.logaddexp(DOUBLE, b + h @ W).sum(1), 0)
-    torch.testing.assert_close(log_partition(W, b, c, block=16), expected, rtol=1e-13, atol=0)
-    torch.testing.assert_close(log_partition(W.t(), c, b, block=16), expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(log_partition(W, b, c, inner=4, outer=2), expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(log_partition(W.t(), c, b, inner=4, outer=2), expected, rtol=1e-13, atol=0)
 
 
 @settings(deadline=None, max_examples=20)
