@@ -52,10 +52,16 @@ def follows(run: Path, other: Path, first: int = 1, last: int = 12) -> None:
 
 def torchrun(tasks: Sequence[Any], folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     (folder / "tasks.json").write_text(json.dumps(tasks))
-    return subprocess.run(
-        [*TORCHRUN, STORY, str(folder / "tasks.json")],
-        cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=150,
-    )  # fmt: skip
+    command = [*TORCHRUN, STORY, str(folder / "tasks.json")]
+    with subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=150)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends its processes; killed it would leave them
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +120,8 @@ def test_sigterm_to_torchrun_saves_and_stops(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) != 0
     finally:
-        process.kill()
+        process.terminate()
+        process.wait(60)
     (run,) = runs(tmp_path / "outputs")
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "interrupted" and status["step"] >= 20

@@ -128,9 +128,9 @@ def test_jobs_that_fail_or_are_killed_stop_no_other_and_are_tried_again(
 
     again = sweep(*arguments)  # with the basic launcher: it is the same sweep
     eventually(lambda: training(tmp_path, steps="9999999", lr="0.001"))
-    eventually(lambda: steps(long)[-1] > 20)
-    os.killpg(again.process.pid, signal.SIGINT)  # Ctrl-C reaches the whole foreground group
-    assert again.wait(20) == 130
+    eventually(lambda: len(steps(long)) > 20)
+    again.process.send_signal(signal.SIGTERM)
+    assert again.wait(30) == 143
     assert runs(tmp_path / "outputs") == before
     for line in ("skip  trainer.steps=12 optim.lr=0.001: done", "resume  trainer.steps=12 optim.lr=1e+30"):
         assert line in again.text
@@ -168,7 +168,7 @@ def test_a_sweep_that_is_killed_leaves_its_job_saved_and_goes_on_in_the_same_run
     assert len(other) == 1 and "lr: 0.001" in (other[0] / "config.yaml").read_text()
 
 
-def test_joblib_sweep_shares_the_cores_and_survives_sigterm_and_sigkill(
+def test_joblib_sweep_shares_the_cores_and_survives_ctrl_c_and_sigkill(
     sweep: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
@@ -178,8 +178,8 @@ def test_joblib_sweep_shares_the_cores_and_survives_sigterm_and_sigkill(
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     for run in pair:
         assert f"{share} thread" in json.loads((run / "run.json").read_text())["device"]
-    first.process.send_signal(signal.SIGTERM)
-    assert first.wait(30) == 143
+    os.killpg(first.process.pid, signal.SIGINT)  # Ctrl-C reaches the whole foreground group, joblib's workers too
+    assert first.wait(30) == 130
     assert [status(run)["state"] for run in pair] == ["interrupted", "interrupted"]
     assert [row[:2] for row in first.table()] == [["0", "interrupted"], ["1", "interrupted"], ["2", "waiting"]]
     at = [status(run)["step"] for run in pair]
