@@ -24,7 +24,10 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (the process's own arguments if None); the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    show = "traceback=true" in args
+    show = "traceback=true" in [a.lower() for a in args]
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter gets a question mark, not an error
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     if "" not in sys.path:
         sys.path.append("")  # one's own model in the current folder; last, so that it hides nothing
     previous = _leave_on_sigterm()
@@ -64,9 +67,6 @@ def _leave_on_sigterm() -> Any:
 def _complain(message: str, code: int, show: bool) -> int:
     if show:
         traceback.print_exc()
-    reconfigure = getattr(sys.stderr, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
     print(f"gentrain: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -226,6 +227,7 @@ class Report:
         patience = time.monotonic() + 1.5  # a clock that was set back must not keep us
         while seconds and int(time.time()) <= max(seconds) and time.monotonic() < patience:
             time.sleep(0.02)
+        threading.excepthook = _hush_board
         return SummaryWriter(str(folder), purge_step=first_step)
 
     def _board(self, write: Any) -> None:
@@ -240,6 +242,13 @@ class Report:
                 self._warned.add(what)
                 self.say(f"warning: {what} can't be written ({error.strerror or error}); training goes on without it")
             return None
+
+
+def _hush_board(what: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread prints a traceback when the disk is full; its next caller is told too, and says it in words."""
+    of_board = type(what.thread).__module__.startswith("tensorboard.")
+    if not (of_board and issubclass(what.exc_type, OSError)):
+        threading.__excepthook__(what)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
