@@ -17,7 +17,7 @@ run: $(VENV)/installed
 	$(BIN)/gentrain
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -q
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -q
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
