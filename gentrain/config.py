@@ -11,14 +11,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gentrain import yamlfiles
-from gentrain.errors import UsageError, nearest
+from gentrain.errors import GentrainError, UsageError, nearest
 from gentrain.settings import DataSettings, DeviceSettings, RunSettings, TrainerSettings, split_data
 from gentrain.signatures import Unreadable, check_value, parameters
 
@@ -95,8 +96,12 @@ def require_said(cfg: DictConfig, overrides: Sequence[str]) -> None:
     said: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.key_or_group == "trust":
-            said = list(override.value() or [])  # type: ignore[arg-type]
-    unsaid = [package for package in cfg.get("trust") or [] if package not in said]
+            value = override.value()
+            said = value if isinstance(value, list) else []
+    trusted = cfg.get("trust") or []
+    if not isinstance(trusted, ListConfig | list):
+        raise UsageError(f"trust={trusted}: must be a list of packages, e.g. trust=[my_pkg]")
+    unsaid = [package for package in trusted if package not in said]
     if unsaid:
         packages = ",".join(unsaid)
         raise UsageError(f"trust: {packages} stands in a YAML file; if you trust that code, say trust=[{packages}]")
@@ -312,7 +317,7 @@ def explain(error: Exception, overrides: Sequence[str], name: str, folders: Sequ
 
     if isinstance(error, yaml.YAMLError):
         return yamlfiles.explain(error)
-    if isinstance(error, UsageError) or not isinstance(error, HydraException | OmegaConfBaseException | ValueError):
+    if isinstance(error, GentrainError) or not (isinstance(error, HydraException) or _is_of_hydra(error)):
         return error
     known = _options(folders)
     for override in overrides:
@@ -338,6 +343,13 @@ def _options(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Groups and their options, those in a user's own folders included."""
     places = [groups(), *map(groups, folders)]
     return {group: sorted({o for p in places for o in p.get(group, [])}) for p in places for group in p}
+
+
+def _is_of_hydra(error: Exception) -> bool:
+    """Whether it was raised while Hydra had the word: strange overrides surprise it into errors of every type."""
+    frames = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
+    ours = [function for module, function in frames if module.split(".")[0] == "gentrain"]
+    return bool(ours) and ours[-1] in ("compose", "apply", "through_hydra")
 
 
 def _bare(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:

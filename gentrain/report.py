@@ -245,7 +245,7 @@ class Report:
 
 
 def _hush_board(what: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread prints a traceback when the disk is full; its next caller is told too, and says it in words."""
+    """TensorBoard's thread prints a traceback when the disk is full; its next caller is told and says it in words."""
     of_board = type(what.thread).__module__.startswith("tensorboard.")
     if not (of_board and issubclass(what.exc_type, OSError)):
         threading.__excepthook__(what)
