@@ -15,6 +15,8 @@ import pytest
 import gentrain
 from gentrain.tasks.train import Outcome
 
+collect_ignore = ["torchrun_story.py"]  # a program that torchrun starts; the search for doctests would import it
+
 TINY = ["trainer.steps=12", "trainer.log_every=3", "trainer.evaluate_every=6", "trainer.sample_every=6"]
 TINY += ["trainer.checkpoint_every=4", "data.batch_size=32", "device=cpu"]
 
