@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     show = "traceback=true" in [a.lower() for a in args]
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter gets a question mark, not an error
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
     if "" not in sys.path:
         sys.path.append("")  # one's own model in the current folder; last, so that it hides nothing
     previous = _leave_on_sigterm()

@@ -55,8 +55,13 @@ def _stamp(state: dict) -> dict:
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
-LONG = ["trainer.log_every=25", "trainer.evaluate_every=100", "trainer.sample_every=400", "trainer.checkpoint_every=50"]
-LONG += ["trainer.steps=1500", "device=cpu", "trainer.ema=0.99"]
+LONG = ["trainer.log_every=20", "trainer.evaluate_every=200", "trainer.sample_every=400", "trainer.steps=1000"]
+    "trainer.log_every=20",
+    "trainer.evaluate_every=200",
+    "trainer.sample_every=400",
+    "trainer.checkpoint_every=100",
+]
+LONG += ["trainer.checkpoint_every=100", "device=cpu", "trainer.ema=0.99"]
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -122,7 +127,7 @@ def test_sigterm_then_resume_is_the_uninterrupted_run(tmp_path: Path, capsys):
     assert process.returncode == 143
     assert busy.count("\n") == 1 and f"still running (process {process.pid})" in busy
     status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "interrupted" and 50 <= status["step"] < 1500
+    assert status["state"] == "interrupted" and 100 <= status["step"] < 1000
     assert complaint.count("\n") == 1 and "SIGTERM" in complaint and f"gentrain resume run={run}" in complaint
     assert (run / f"checkpoints/step-{status['step']:08d}.pt").exists()
     assert "Traceback" in (run / "train.log").read_text()
@@ -132,7 +137,7 @@ def test_sigterm_then_resume_is_the_uninterrupted_run(tmp_path: Path, capsys):
 
 
 def test_kill_9_then_resume_is_the_uninterrupted_run(tmp_path: Path):
-    overrides = [*BARS, *TRAININGS["pcd"], *LONG, "trainer.steps=600", "trainer.checkpoint_every=100"]
+    overrides = [*BARS, *TRAININGS["pcd"], *LONG, "trainer.steps=600"]
     process, run = start(tmp_path, *overrides)
     while process.poll() is None and metrics(run)[-1]["step"] % 100 < 50:
         time.sleep(0.002)  # until there are lines that no checkpoint covers
@@ -173,7 +178,15 @@ def test_a_finished_run_has_nothing_to_resume(copy: Path, capsys):
 
 def test_more_steps_is_the_longer_run(copy: Path, tmp_path: Path):
     """The learning rate's schedule follows the steps asked for, so it is left constant here."""
-    constant = [*TINY, *BARS, "model=rbm", "model.hidden=6", "model.burn_in=5", "optim.schedule=constant"]
+    constant = [
+        *TINY,
+        *BARS,
+        "trainer.sample_every=0",
+        "model=rbm",
+        "model.hidden=6",
+        "model.burn_in=5",
+        "optim.schedule=constant",
+    ]
     run = gentrain.train([*constant, f"output={tmp_path}/a"]).path
     assert main(["resume", f"run={run}", "trainer.steps=20"]) == 0
     whole = gentrain.train([*constant, "trainer.steps=20", f"output={tmp_path}/b"]).path

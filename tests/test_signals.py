@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,21 @@ QUIET = ["trainer.sample_every=0", "trainer.evaluate_every=0"]
 
 def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text())
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start(folder, "model=rbm", …): the command as a real process, which doesn't outlive the test."""
+    processes = []
+
+    def popen(folder: Path, *args: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command(*args), cwd=folder, text=True, **pipes))
+        return processes[-1]
+
+    yield popen
+    for process in processes:
+        process.kill()
 
 
 def send(number: int) -> None:
@@ -108,10 +124,10 @@ def test_sigterm_during_the_closing_evaluation_is_heard_too(tmp_path: Path, monk
     assert status(run)["state"] == "done" and (run / "evaluation.json").exists()
 
 
-def test_sigterm_to_a_real_process_that_samples(tmp_path: Path):
+def test_sigterm_to_a_real_process_that_samples(tmp_path: Path, start):
     """The chains of this RBM would take hours: the signal must not wait for them."""
     args = [*TINY, "data=bars", "model=rbm", "model.hidden=4", "model.burn_in=1000000000", "trainer.sample_every=6"]
-    process = subprocess.Popen(command(*args), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(tmp_path, *args)
     until = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/*/*/*/checkpoints/step-00000004.pt")) and time.monotonic() < until:
         assert process.poll() is None, process.communicate()
@@ -127,10 +143,8 @@ def test_sigterm_to_a_real_process_that_samples(tmp_path: Path):
     assert checkpoint.find(run)[1]["step"] == 6
 
 
-def test_sigterm_to_a_real_process_that_starts_up(tmp_path: Path):
-    process = subprocess.Popen(
-        command(*BARS, "trainer.steps=1000000"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_sigterm_to_a_real_process_that_starts_up(tmp_path: Path, start):
+    process = start(tmp_path, *BARS, "trainer.steps=1000000")
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
     _, complaint = process.communicate(timeout=10)

@@ -120,7 +120,8 @@ def fit(trainer: Trainer, look: Look, stop: Stop, run: Run | None, path: Path, a
         raise
     finally:
         report.hparams_end(ok)
-        report.curve()
+        if not stop.requested:  # who sent a signal may not wait for long, and resuming draws it anyway
+            report.curve()
         report.close()
     if run is not None:
         run.status("done", trainer.step)
