@@ -126,14 +126,15 @@ def _keep_pages() -> None:
     """Let glibc keep freed memory.
 
     By default every activation above 128 KiB is mapped afresh and its pages are faulted in again each step, which on
-    a CPU costs up to a third of a step. 32 MiB is the largest threshold that glibc takes.
+    a CPU costs up to a third of a step. Older releases of glibc refuse thresholds above 32 MiB.
     """
     if platform.system() != "Linux":
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 << 20)
+        if not libc.mallopt(m_mmap_threshold, 1 << 30):
+            libc.mallopt(m_mmap_threshold, 32 << 20)
         libc.mallopt(m_trim_threshold, 1 << 30)
 
 
