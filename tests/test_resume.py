@@ -56,11 +56,6 @@ def _stamp(state: dict) -> dict:
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
 LONG = ["trainer.log_every=20", "trainer.evaluate_every=200", "trainer.sample_every=400", "trainer.steps=1000"]
-    "trainer.log_every=20",
-    "trainer.evaluate_every=200",
-    "trainer.sample_every=400",
-    "trainer.checkpoint_every=100",
-]
 LONG += ["trainer.checkpoint_every=100", "device=cpu", "trainer.ema=0.99"]
 
 
