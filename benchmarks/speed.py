@@ -10,6 +10,7 @@ that speeds up or slows down between rounds doesn't favour anybody.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -26,8 +27,16 @@ class Contender:
     def __init__(self, work: str, name: str):
         self.name = name
         command = [sys.executable, str(Path(__file__).with_name("contenders.py")), work, name]
+        environment = dict(os.environ)
+        if name.startswith("gentrain"):
+            environment["GOMP_SPINCOUNT"] = "3000"  # as gentrain.cli has it
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.batch = int(self._read())
         self.rates: list[float] = []
@@ -66,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", nargs="*", default=list(CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--intervals", type=int, default=1, help="of 2,500 steps a turn (the DCGAN takes a twenty-fifth)")
+    parser.add_argument("--intervals", type=int, default=1, help="of 2,500 steps a turn (DCGAN: of 100)")
     arguments = parser.parse_args()
     for work in arguments.work:
         measure(work, arguments.rounds, arguments.intervals * (INTERVAL // 25 if work == "dcgan" else INTERVAL))
