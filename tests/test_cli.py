@@ -94,9 +94,10 @@ def test_traceback_is_shown_when_asked_for_and_always_in_the_log(tmp_path: Path,
 
     monkeypatch.setattr("gentrain.objectives.elbo.ELBO.forward", fail)
     for words in ([], ["traceback=true"]):
-        assert main([*QUICK, f"output={tmp_path}", *words]) == 1
+        folder = tmp_path / f"outputs{len(words)}"
+        assert main([*QUICK, f"output={folder}", *words]) == 1
         complaint = capsys.readouterr().err
-        run = runs(tmp_path)[-1]
+        [run] = runs(folder)
         assert "gentrain: ZeroDivisionError: the objective's own mistake" in complaint
         assert ("Traceback" in complaint) == bool(words) and (complaint.count("\n") == 1) != bool(words)
         if not words:

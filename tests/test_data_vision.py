@@ -217,7 +217,7 @@ class Mirror:
                 self.send_header("Content-Length", str(len(files[name])))
                 self.end_headers()
                 if name == stall:
-                    self.wfile.write(files[name][:100])
+                    self.wfile.write(files[name][: len(files[name]) // 2])
                     self.wfile.flush()
                     mirror.stalled.set()
                     time.sleep(60)
