@@ -7,7 +7,6 @@ to save. Weight decay acts on parameters of two or more dimensions: weights, not
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -49,7 +48,7 @@ def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float =
 
 
 @dataclass(frozen=True)
-class Optim(ABC):
+class Optim:
     """What every optimizer takes.
 
     Args:
@@ -65,6 +64,8 @@ class Optim(ABC):
     warmup: OpenFraction
     final: Fraction
     parts: dict[str, dict[str, Any]] | None
+
+    form = "fused"  # torch's fastest form of this optimizer
 
     def factor(self, progress: float) -> float:
         return schedule_factor(self.schedule, progress, self.warmup, self.final)
@@ -99,9 +100,11 @@ class Optim(ABC):
                     f"; choose another optimizer, e.g. optim=adam"
                 )
 
-    @abstractmethod
     def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-        """torch's optimizer for these groups of parameters."""
+        """torch's optimizer of the same name for these groups of parameters."""
+        import torch
+
+        return getattr(torch.optim, type(self).__name__)(groups, **{self.form: True}, **settings)
 
 
 _SHARED = {f.name for f in fields(Optim)}
@@ -114,11 +117,6 @@ class Adam(Optim):
     betas: tuple[OpenFraction, OpenFraction]
     eps: PositiveFloat
 
-    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-        import torch
-
-        return torch.optim.Adam(groups, fused=True, **settings)
-
 
 @dataclass(frozen=True)
 class AdamW(Optim):
@@ -126,11 +124,6 @@ class AdamW(Optim):
 
     betas: tuple[OpenFraction, OpenFraction]
     eps: PositiveFloat
-
-    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-        import torch
-
-        return torch.optim.AdamW(groups, fused=True, **settings)
 
 
 @dataclass(frozen=True)
@@ -141,11 +134,9 @@ class SGD(Optim):
     nesterov: bool
 
     def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-        import torch
-
         if settings["nesterov"] and settings["momentum"] == 0:
             raise UsageError("optim.nesterov=true needs optim.momentum above 0")
-        return torch.optim.SGD(groups, fused=True, **settings)
+        return super()._optimizer(groups, settings)
 
 
 @dataclass(frozen=True)
@@ -156,10 +147,7 @@ class RMSprop(Optim):
     eps: PositiveFloat
     momentum: OpenFraction
 
-    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-        import torch
-
-        return torch.optim.RMSprop(groups, foreach=True, **settings)
+    form = "foreach"
 
 
 @dataclass(frozen=True)
@@ -169,7 +157,4 @@ class Adagrad(Optim):
     eps: PositiveFloat
     initial_accumulator_value: NonNegativeFloat
 
-    def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-        import torch
-
-        return torch.optim.Adagrad(groups, foreach=True, **settings)
+    form = "foreach"
