@@ -153,7 +153,7 @@ class Report:
         if self.folder is not None and self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.completed:,.0f}" + (f"/{self.total:,}" if self.total else "")),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=20),
                 TextColumn("{task.fields[line]}"),
                 TimeRemainingColumn(),
                 console=self.console,
@@ -168,6 +168,8 @@ class Report:
             return
         line = "  ".join(f"{name} {value:.5g}" for name, value in values.items()) + f"  {rate:,.0f} ex/s"
         if self._progress is not None and self._task is not None:
+            losses = [name for name in values if "loss" in name] or list(values)[:1]  # a bar has one line, not wide
+            line = "  ".join(f"{name} {values[name]:.4g}" for name in losses) + f"  {rate:,.0f} ex/s"
             self._progress.update(self._task, completed=step, line=line)
         elif time.monotonic() - self._spoke > QUIET:
             self._spoke = time.monotonic()
