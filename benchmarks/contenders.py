@@ -45,9 +45,22 @@ class BareVAE(nn.Module):
         return self.fc4(F.relu(self.fc3(z))), mu, logvar
 
 
-def vae_bare(fused: bool) -> Loop:
-    """A hand-written loop: `fused` with losses on logits and a fused Adam, else as the textbooks write it."""
+def vae_bare(fused: bool, compiled: bool = False) -> Loop:
+    """A hand-written loop: `fused` with losses on logits and a fused Adam, else as the textbooks write it; `compiled`
+    in bfloat16."""
     batch, x, model = 128, mnist(), BareVAE()
+
+    def negative_elbo(v: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=compiled):
+            logits, mu, logvar = (t.float() for t in model(v))
+        if fused:
+            reconstruction = F.binary_cross_entropy_with_logits(logits, v, reduction="sum")
+        else:
+            reconstruction = F.binary_cross_entropy(torch.sigmoid(logits), v, reduction="sum")
+        return reconstruction - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+
+    if compiled:
+        negative_elbo = torch.compile(negative_elbo)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=fused or None)
     order, at = torch.randperm(len(x)), 0
     steps = yield batch
@@ -57,14 +70,8 @@ def vae_bare(fused: bool) -> Loop:
                 order, at = torch.randperm(len(x)), 0
             v = x[order[at : at + batch]]
             at += batch
-            logits, mu, logvar = model(v)
-            if fused:
-                reconstruction = F.binary_cross_entropy_with_logits(logits, v, reduction="sum")
-            else:
-                reconstruction = F.binary_cross_entropy(torch.sigmoid(logits), v, reduction="sum")
-            loss = reconstruction - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
             optimizer.zero_grad()
-            loss.backward()
+            negative_elbo(v).backward()
             optimizer.step()
         steps = yield batch
 
@@ -164,22 +171,27 @@ def gentrain(*overrides: str) -> Loop:
 
 VAE = ("model=vae", "data=mnist", "model.hidden=[400]", "model.latent_dim=20", "data.batch_size=128")
 RBM = ("model=rbm", "data=mnist", "model.hidden=500", "objective=cd", "objective.k=1", "data.batch_size=100")
+PLAIN = ("optim.momentum=0", "optim.weight_decay=0")  # as the bare loop, which has neither
 DCGAN = ("model=dcgan", "data=mnist", "data.batch_size=128")
 
 CONTENDERS = {
     "vae": {
         "bare loop": lambda: vae_bare(fused=False),
         "bare loop, fused, logits": lambda: vae_bare(fused=True),
+        "bare loop, fused, logits, bf16, compiled": lambda: vae_bare(fused=True, compiled=True),
         "gentrain": lambda: gentrain(*VAE, "data.binarization=threshold"),
+        "gentrain, compiled": lambda: gentrain(*VAE, "data.binarization=threshold", "device.compile=true"),
         "gentrain, dynamic binarization": lambda: gentrain(*VAE),
-        "gentrain, bf16, compiled": lambda: gentrain(*VAE, "device.precision=bf16", "device.compile=true"),
+        "gentrain, bf16, compiled": lambda: gentrain(
+            *VAE, "data.binarization=threshold", "device.precision=bf16", "device.compile=true"
+        ),
     },
     "rbm": {
         "bare loop": lambda: rbm_bare(fast=False),
         "bare loop, fast draws": lambda: rbm_bare(fast=True),
-        "gentrain": lambda: gentrain(*RBM, "data.binarization=threshold"),
-        "gentrain, dynamic binarization": lambda: gentrain(*RBM),
-        "gentrain, bf16": lambda: gentrain(*RBM, "data.binarization=threshold", "device.precision=bf16"),
+        "gentrain": lambda: gentrain(*RBM, *PLAIN, "data.binarization=threshold"),
+        "gentrain, bf16": lambda: gentrain(*RBM, *PLAIN, "data.binarization=threshold", "device.precision=bf16"),
+        "gentrain, its defaults (momentum, weight decay, dynamic binarization)": lambda: gentrain(*RBM),
     },
     "dcgan": {
         "bare loop": lambda: dcgan_bare(2),

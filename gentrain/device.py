@@ -35,6 +35,10 @@ class Device:
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
 
+    def uncompiled(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it compiled functions run as written: for batches of other sizes, each of which compiles anew."""
+        return torch.compiler.set_stance("force_eager") if self.compile else contextlib.nullcontext()
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

@@ -85,9 +85,10 @@ class Optim:
         decay = own.get("weight_decay", self.weight_decay)
         settings |= {key: value for key, value in own.items() if key != "weight_decay"}
         trainable = [p for p in module.parameters() if p.requires_grad]
+        decays = [p.dim() >= 2 and decay > 0 for p in trainable]  # one group, one call, where nothing decays
         groups = [
-            {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": decay},
-            {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+            {"params": [p for p, d in zip(trainable, decays, strict=True) if d], "weight_decay": decay},
+            {"params": [p for p, d in zip(trainable, decays, strict=True) if not d], "weight_decay": 0.0},
         ]
         return self._optimizer([group for group in groups if group["params"]], settings)
 

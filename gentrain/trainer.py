@@ -166,7 +166,7 @@ class Trainer:
         for module in modules:
             module.eval()
         try:
-            with stop.at_once() if alone else contextlib.nullcontext():
+            with self.device.uncompiled(), stop.at_once() if alone else contextlib.nullcontext():
                 file = self.look(self, what)
         finally:
             for module in modules:

@@ -58,11 +58,14 @@ class Objective(nn.Module, ABC):
         parts: names of the submodules it trains, each with its own optimizer; "" is the whole model.
         monitor: the `validate` quantity by which the best checkpoint is chosen (larger is better), or None where no
             honest one exists.
+        compiled: names of methods that are functions of tensors alone, where a step spends its time: `device.compile`
+            compiles these, and the model's networks where an objective names none.
     """
 
     needs: ClassVar[type]
     parts: ClassVar[tuple[str, ...]] = ("",)
     monitor: ClassVar[str | None] = None
+    compiled: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch, progress: float) -> Iterator[Update]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal, register_kl
+from torch.distributions import Independent, Normal, kl_divergence, register_kl
 
 SMALLEST, LARGEST = 8, 64
 """Sides of the images that the convolutional networks take."""
@@ -86,6 +86,15 @@ class UnitNormal(Independent):
 @register_kl(DiagonalNormal, UnitNormal)
 def _kl_from_unit(q: DiagonalNormal, p: UnitNormal) -> Tensor:
     return 0.5 * (q.loc.square() + q.scale.square() - q.log_variance - 1).sum(-1)
+
+
+def _acquaint() -> None:
+    """Look the divergence up once: torch then remembers it, and torch.compile, which the search would stop, goes on."""
+    zero = torch.zeros(1)
+    kl_divergence(DiagonalNormal(zero, zero), UnitNormal(zero, zero + 1))
+
+
+_acquaint()
 
 
 class StandardNormal(nn.Module):

@@ -39,7 +39,7 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs,
 
     support = "binary"
 
-    def __init__(self, shape: Shape, hidden: PositiveInt = 500, burn_in: NonNegativeInt = 1000):
+    def __init__(self, shape: Shape, hidden: PositiveInt = 500, burn_in: NonNegativeInt = 200):
         super().__init__()
         self.shape, self.hidden, self.burn_in = tuple(shape), hidden, burn_in
         self.visible = math.prod(shape)

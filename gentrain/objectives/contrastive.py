@@ -19,7 +19,7 @@ from gentrain.update import Objective, Score, Update
 
 INSTANT = 12
 """Units of the smaller layer up to which validation takes the exact likelihood: 4,096 states are no work."""
-BITS = 16
+BITS = 8
 """Bits an example that validation's pseudo-likelihood is estimated from."""
 
 

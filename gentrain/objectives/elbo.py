@@ -28,6 +28,7 @@ class ELBO(Objective):
 
     needs = LatentVariable
     monitor = "elbo"
+    compiled = ("terms",)
 
     def __init__(self, beta: NonNegativeFloat = 1.0, warmup: Fraction = 0.0, samples: PositiveInt = 1):
         super().__init__()
