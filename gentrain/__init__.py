@@ -11,16 +11,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "evaluate", "load", "train"]
 
 if TYPE_CHECKING:
+    from gentrain.tasks.evaluate import evaluate
     from gentrain.tasks.load import load
     from gentrain.tasks.train import train
 
 
 def __getattr__(name: str) -> Any:
     # torch takes over a second to import: `gentrain --help` and a mistyped option must not wait for it
-    if name in ("load", "train"):
+    if name in ("evaluate", "load", "train"):
         from importlib import import_module
 
         return getattr(import_module(f"gentrain.tasks.{name}"), name)

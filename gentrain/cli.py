@@ -9,6 +9,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gentrain import __version__
@@ -17,6 +18,7 @@ from gentrain.errors import GentrainError, UsageError, nearest
 VERBS = {
     "train": "train a model (the default): gentrain model=vae data=mnist",
     "resume": "go on with a run: gentrain resume run=DIR",
+    "evaluate": "measure a trained model: gentrain evaluate run=DIR",
     "sample": "draw from a trained model: gentrain sample run=DIR n=64",
 }
 
@@ -102,11 +104,14 @@ def _dispatch(args: list[str]) -> int:
         from gentrain.tasks import launch
 
         return launch.main(args)
+    from gentrain.tasks.launch import take_config_dir
+
+    args, folder = take_config_dir(args)
     overrides = [a for a in args if a != "traceback=true"]
     for a in overrides:
         if a.startswith("-") or "=" not in a:
             raise UsageError(f"{a}: gentrain {verb} takes key=value; see gentrain {verb} --help")
-    return _resume(overrides) if verb == "resume" else _sample(overrides)
+    return _resume(overrides) if verb == "resume" else _other(verb, overrides, [folder] if folder else [])
 
 
 def _resume(overrides: list[str]) -> int:
@@ -122,13 +127,14 @@ def _resume(overrides: list[str]) -> int:
     return 0
 
 
-def _sample(overrides: list[str]) -> int:
+def _other(verb: str, overrides: list[str], folders: list[Path]) -> int:
+    """A verb with a configuration of its own: complain about it before torch is imported, then do it."""
+    from importlib import import_module
+
     from gentrain import config
-    from gentrain.settings import SampleSettings
 
-    cfg = config.compose("sample", overrides)
-    config.record(SampleSettings, cfg)  # complain before torch is imported
-    from gentrain.tasks.sample import main as sample
-
-    sample(cfg)
+    cfg = config.compose(verb, overrides, folders)
+    config.require_said(cfg, overrides)
+    config.CHECKS[verb](cfg)
+    import_module(f"gentrain.tasks.{verb}").main(cfg, overrides)
     return 0

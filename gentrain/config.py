@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from traceback import walk_tb
@@ -20,7 +20,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gentrain import yamlfiles
 from gentrain.errors import GentrainError, UsageError, nearest
-from gentrain.settings import DataSettings, DeviceSettings, RunSettings, TrainerSettings, split_data
+from gentrain.settings import (
+    DataSettings,
+    DeviceSettings,
+    EvaluateSettings,
+    RunSettings,
+    SampleSettings,
+    TrainerSettings,
+    split_data,
+)
 from gentrain.signatures import Unreadable, check_value, parameters
 
 T = TypeVar("T")
@@ -30,6 +38,7 @@ HOMES = {
     "model": "gentrain.models.",
     "objective": "gentrain.objectives.",
     "optim": "gentrain.optim.",
+    "metric": "gentrain.evaluation.",
 }
 """Where gentrain's own targets for each section live; a target of ours from anywhere else is refused."""
 
@@ -168,20 +177,52 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def check_evaluation(cfg: DictConfig) -> dict[str, Any]:
+    """Check a composed `evaluate` configuration; return it as plain, resolved data.
+
+    Raises:
+        UsageError: the first thing that is wrong, with key, value and remedy.
+    """
+    require_given(cfg)
+    plain = resolve(cfg)
+    own = EvaluateSettings.__dataclass_fields__
+    _known_keys("", plain, {*own, "device", "metric"})
+    _check_record(EvaluateSettings, {k: v for k, v in plain.items() if k in own}, "")
+    _check_record(DeviceSettings, plain["device"], "device.")
+    metrics = plain.setdefault("metric", {})
+    if not metrics:
+        raise UsageError(f"metrics=[]: name at least one of {', '.join(groups()['metrics'])}")
+    for name, node in metrics.items():
+        _check_target(f"metric.{name}", node, node, plain["trust"])
+    return plain
+
+
+def require_given(cfg: DictConfig) -> None:
+    """Refuse a configuration in which something stands as ??? still."""
+    missing = [str(key) for key in cfg if OmegaConf.is_missing(cfg, str(key))]
+    if missing:
+        raise UsageError(
+            f"{missing[0]}=…: must be given, e.g. {missing[0]}=outputs/digits/vae-elbo/20260131-120000-1a2b"
+        )
+
+
 def record(kind: type[T], cfg: DictConfig) -> T:
     """A composed configuration as the record that describes it.
 
     Raises:
         UsageError: a key is missing or unknown, a value of the wrong type or out of range.
     """
-    missing = [str(key) for key in cfg if OmegaConf.is_missing(cfg, str(key))]
-    if missing:
-        raise UsageError(
-            f"{missing[0]}=…: must be given, e.g. {missing[0]}=outputs/digits/vae-elbo/20260131-120000-1a2b"
-        )
+    require_given(cfg)
     plain = resolve(cfg)
     _check_record(kind, plain, "")
     return kind(**plain)
+
+
+CHECKS: dict[str, Callable[[DictConfig], Any]] = {
+    "evaluate": check_evaluation,
+    "sample": lambda cfg: record(SampleSettings, cfg),
+}
+"""Verb -> what refuses a bad `conf/<verb>.yaml` configuration, without torch."""
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -323,7 +364,8 @@ def explain(error: Exception, overrides: Sequence[str], name: str, folders: Sequ
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~")
-        choices = value.split(",") if key in known and not re.search(r"[(\[]", value) else []  # of a sweep: several
+        listed = value.strip("[]") if key == "metrics" else value  # the one group of which several are chosen
+        choices = listed.split(",") if key in known and not re.search(r"[(\[]", listed) else []  # of a sweep: several
         for choice in choices:
             if choice and choice not in (*known[key], *(["null"] if key == "experiment" else [])):
                 nearby = nearest(choice, known[key])

@@ -12,9 +12,9 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -24,6 +24,8 @@ from rich.text import Text
 
 from gentrain import pictures
 from gentrain.files import write_atomic
+
+T = TypeVar("T")
 
 log = logging.getLogger("gentrain")
 QUIET = 5.0  # seconds between two plain lines where there is no terminal
@@ -244,6 +246,71 @@ class Report:
                 self._warned.add(what)
                 self.say(f"warning: {what} can't be written ({error.strerror or error}); training goes on without it")
             return None
+
+
+class Aside:
+    """Adds to a finished run's TensorBoard and samples what was found out about it later."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._writer: Any = None
+
+    def __enter__(self) -> Aside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def file(self, step: int, values: Mapping[str, float], drawn: Mapping[str, np.ndarray]) -> list[Path]:
+        """File numbers and pictures of one step; the pictures' paths. A full disk is said and costs no number."""
+        paths = []
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self.folder), filename_suffix=".evaluate")
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+            for name, pixels in drawn.items():
+                self._writer.add_image(name, pixels, step, dataformats="HWC")
+                (self.folder / "samples").mkdir(exist_ok=True)
+                paths.append(self.folder / "samples" / f"{name}-{step:08d}.png")
+                pictures.save_png(paths[-1], pixels)
+            self._writer.flush()
+        except (OSError, ImportError) as error:
+            console(stderr=True).print(f"warning: pictures or TensorBoard can't be written: {error}", markup=False)
+        return paths
+
+
+PATIENCE = 2.0  # seconds that work may take before its progress is shown
+
+
+def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Pass `items` on, showing how far they are: a bar on a terminal, elsewhere a line every few seconds."""
+    screen = console(stderr=True)
+    began = spoke = time.monotonic()
+    bar: Progress | None = None
+    task = None
+    try:
+        for done, item in enumerate(items):
+            now = time.monotonic()
+            if now - began > PATIENCE and screen.is_terminal:
+                if bar is None:
+                    columns = TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn()
+                    bar = Progress(*columns, console=screen, transient=True)
+                    task = bar.add_task(label, total=total)
+                    bar.start()
+                assert task is not None
+                bar.update(task, completed=done)
+            elif now - spoke > QUIET:
+                spoke = now
+                left = (now - began) / max(done, 1) * (total - done)
+                screen.print(f"{label}: {done:,} of {total:,}, {clock(left)} left", markup=False, highlight=False)
+            yield item
+    finally:
+        if bar is not None:
+            bar.stop()
 
 
 def _hush_board(what: threading.ExceptHookArgs) -> None:

@@ -97,6 +97,19 @@ class SampleSettings:
     traceback: bool
 
 
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The keys at the top of `conf/evaluate.yaml`; `device` and `metric` come from their groups."""
+
+    run: str
+    split: Literal["train", "validation", "test"]
+    n: PositiveInt | None
+    seed: NonNegativeInt
+    again: bool
+    trust: list[str]
+    traceback: bool
+
+
 def split_data(node: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The shared settings of a `data` node and, apart, what the data set's own function takes."""
     shared = {key: node[key] for key in DataSettings.__dataclass_fields__ if key in node}

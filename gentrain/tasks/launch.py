@@ -15,7 +15,7 @@ from gentrain.errors import UsageError
 
 def main(args: list[str]) -> int:
     """Run the command line `args`, one training or with -m a sweep; the exit code."""
-    args, folder = _take_config_dir(args)
+    args, folder = take_config_dir(args)
     if "-m" in args or "--multirun" in args:
         from gentrain.tasks import sweep
 
@@ -63,7 +63,7 @@ def through_hydra(task: Callable[[DictConfig], None], args: Sequence[str], conf:
         sys.argv = before
 
 
-def _take_config_dir(args: list[str]) -> tuple[list[str], Path | None]:
+def take_config_dir(args: list[str]) -> tuple[list[str], Path | None]:
     """Split `--config-dir DIR` off the arguments.
 
     Raises:

@@ -13,7 +13,9 @@ import torch
 from gentrain import pictures
 from gentrain.data.pipeline import Pipeline
 from gentrain.evaluation import ledger
+from gentrain.evaluation.estimator import Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
+from gentrain.evaluation.standard import standard
 from gentrain.models.base import Codes, Filters, Generative, Reconstructs
 from gentrain.report import Report
 from gentrain.trainer import Trainer
@@ -41,16 +43,26 @@ class Look:
     def evaluate(self, trainer: Trainer) -> Callable[[], tuple[str, float] | None]:
         """The validation numbers; filing them returns the one that chooses the best checkpoint."""
         found: dict[str, Estimate] = {}
+        values: dict[str, float] = {}
         if self.split is not None:
             found = held_out(trainer.objective, trainer.averaged, self.pipeline, self.split)
+            values = self._cheap(trainer, self.split) | {name: e.mean for name, e in found.items()}
 
         def file() -> tuple[str, float] | None:
-            if found:
-                self.report.scalars(trainer.step, {f"{self.split}/{name}": e.mean for name, e in found.items()})
+            if values:
+                self.report.scalars(trainer.step, {f"{self.split}/{name}": value for name, value in values.items()})
             monitor = trainer.objective.monitor
             return (monitor, found[monitor].mean) if monitor in found else None
 
         return file
+
+    def _cheap(self, trainer: Trainer, split: str) -> dict[str, float]:
+        """What the estimators that take no time find on the validation split."""
+        subject = Subject(trainer.averaged, self.pipeline, split)
+        fitting = [e for e in standard().values() if e.cheap and e.unfit(subject) is None]
+        with seeded(SEED):
+            found = [f for estimator in fitting for f in estimator(subject)]
+        return {f.metric: f.value for f in found if isinstance(f, Finding)}
 
     def draw(self, model: Generative, step: int) -> Callable[[], None]:
         """Samples from fixed noise, reconstructions of fixed examples, filters and codes."""
@@ -98,7 +110,7 @@ def test_rows(trainer: Trainer, seed: int, checkpoint: str) -> tuple[list[ledger
             protocol=pipeline.protocol,
             split="test",
             n=e.n,
-            settings={"seed": SEED, "ema": trainer.settings.ema is not None},
+            settings={"estimator": "objective", "seed": SEED, "ema": trainer.settings.ema is not None},
             seed=seed,
             checkpoint=checkpoint,
             seconds=seconds,

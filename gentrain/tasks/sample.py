@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gentrain.tasks.load import restore, stored_config
 STEPS = 10  # images on the way from one code to another
 
 
-def main(cfg: DictConfig) -> Path:
+def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path:
     """Write what `cfg`, a composed `sample` configuration, asks for; the file's path."""
     settings = config.record(SampleSettings, cfg)
     source = Path(settings.run).expanduser()

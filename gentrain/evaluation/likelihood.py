@@ -1,0 +1,166 @@
+"""Estimators of log p(x) on held-out examples, in nats per example and, for stored levels, in bits per dimension.
+
+Exact values, lower bounds and estimates are different kinds and never stand in one column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from gentrain.errors import UsageError
+from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
+from gentrain.models.base import Density, Enumerable, LatentVariable, PseudoLikelihood
+from gentrain.types import PositiveInt
+
+
+def require_support(subject: Subject, x: Tensor) -> None:
+    """Refuse data that the model's likelihood can't have: a Bernoulli cross-entropy with grey targets is no likelihood.
+
+    Raises:
+        UsageError: examples of a binary model are not all 0 or 1.
+    """
+    if subject.model.support == "binary" and not bool(((x == 0) | (x == 1)).all()):
+        raise UsageError(
+            f"split={subject.split}: {type(subject.model).__name__} models bits and the examples are grey: a Bernoulli"
+            " likelihood of grey pixels is not a probability; binarize them with data.binarization"
+        )
+
+
+def findings(subject: Subject, metric: str, kind: str, values: Tensor, **settings: object) -> Iterator[Finding]:
+    """Per-example log-likelihoods (N,) in nats as findings: their mean and, where x is one of K levels, bits/dim.
+
+    For dequantized levels on [0, 1], y = (l + u)/K, p(y) is a density and -(log p(y) - D log K)/(D log 2) bounds the
+    bits of l from above (Theis et al. 2016, arXiv:1511.01844, section 3.1); on [-1, 1] log(K/2) stands for log K.
+    """
+    mean, error = mean_and_error(values)
+    yield Finding(metric, kind, mean, error, "nats", len(values), settings)
+    scale = bits_offset(subject)
+    if scale is not None:
+        size = math.prod(subject.spec.shape) * math.log(2)
+        offset = math.prod(subject.spec.shape) * scale
+        yield Finding(metric, kind, -(mean - offset) / size, error / size, "bits/dim", len(values), settings)
+
+
+def bits_offset(subject: Subject) -> float | None:
+    """log of the density's bins per unit, which bits/dim must account for; None where bits/dim means nothing.
+
+    0 for levels themselves, log K for K dequantized levels on [0, 1]. Binary and real data have no bits/dim.
+    """
+    support, levels = subject.model.support, subject.spec.levels
+    if levels is None or levels <= 2:
+        return None
+    if support == "levels":
+        return 0.0
+    if "dequantization" in subject.pipeline.protocol:
+        return math.log(levels / 2) if support == "signed" else math.log(levels)
+    return None
+
+
+class Exact(Estimator):
+    """log p(x) itself: of a normalised model, or of an energy model whose partition function can be enumerated."""
+
+    needs = (Density, Enumerable)
+
+    def unfit(self, subject: Subject) -> str | None:
+        model = subject.model
+        if isinstance(model, Enumerable) and not model.enumerable:
+            return f"has 2^{model.enumeration_bits} states to sum over, which is too many (2^{model.limit} at most)"
+        return super().unfit(subject)
+
+    def __call__(self, subject: Subject) -> Iterator[Finding]:
+        model = subject.model
+        assert isinstance(model, Density | Enumerable)
+        values = []
+        for batch in subject.track(subject.batches(), math.ceil(subject.size() / 500), "exact"):
+            require_support(subject, batch.x)
+            values.append(model.log_prob(batch.x))
+        yield from findings(subject, "log_likelihood", "exact", torch.cat(values))
+
+
+class ELBO(Estimator):
+    """E_q[log p(x|z)] - KL(q(z|x) ‖ p(z)), the mean over draws of z: a lower bound of log p(x).
+
+    Args:
+        samples: draws of z an example.
+    """
+
+    needs = (LatentVariable,)
+
+    def __init__(self, samples: PositiveInt = 1):
+        self.samples = samples
+
+    def __call__(self, subject: Subject) -> Iterator[Finding]:
+        model = subject.model
+        assert isinstance(model, LatentVariable)
+        values = []
+        for batch in subject.track(subject.batches(), math.ceil(subject.size() / 500), "elbo"):
+            require_support(subject, batch.x)
+            q = model.encode(batch.x)
+            terms = [model.decode(q.sample()).log_prob(batch.x) for _ in range(self.samples)]
+            values.append(torch.stack(terms).mean(0) - kl_divergence(q, model.prior))
+        yield from findings(subject, "elbo", "elbo", torch.cat(values))
+
+
+class IWAE(Estimator):
+    """log 1/K Σ_k p(x, z_k)/q(z_k|x), z_k ~ q: a bound that rises to log p(x) with K (Burda et al. 2016, eq. 8).
+
+    Args:
+        samples: K. chunk: importance samples held in memory at a time, over all examples of a step.
+    """
+
+    needs = (LatentVariable,)
+
+    def __init__(self, samples: PositiveInt = 5000, chunk: PositiveInt = 20_000):
+        self.samples, self.chunk = samples, chunk
+
+    def __call__(self, subject: Subject) -> Iterator[Finding]:
+        model = subject.model
+        assert isinstance(model, LatentVariable)
+        values = []
+        rows = max(1, self.chunk // self.samples)
+        steps = math.ceil(subject.size() / rows)
+        for batch in subject.track(subject.batches(batch_size=rows), steps, f"iwae-{self.samples}"):
+            require_support(subject, batch.x)
+            values.append(self.bound(model, batch.x))
+        yield from findings(subject, "log_likelihood", f"iwae-{self.samples}", torch.cat(values))
+
+    def bound(self, model: LatentVariable, x: Tensor) -> Tensor:
+        """The bound for each of x (B, *shape), in nats, (B,)."""
+        q, prior = model.encode(x), model.prior
+        weights = []
+        each = max(1, self.chunk // len(x))
+        for start in range(0, self.samples, each):
+            k = min(each, self.samples - start)
+            z = q.sample(torch.Size([k]))  # (k, B, …)
+            flat = z.flatten(0, 1)
+            log_likelihood = model.decode(flat).log_prob(x.repeat(k, *[1] * (x.dim() - 1))).view(k, len(x))
+            weights.append((log_likelihood + prior.log_prob(z) - q.log_prob(z)).double())
+        return torch.logsumexp(torch.cat(weights), 0) - math.log(self.samples)
+
+
+class Pseudo(Estimator):
+    """Σ_i log p(x_i | the rest) (Besag 1975): consistent for training, but no likelihood and no bound of one.
+
+    Args:
+        bits: random bits an example that the sum is estimated from; null takes all of them.
+    """
+
+    needs = (PseudoLikelihood,)
+
+    def __init__(self, bits: PositiveInt | None = None):
+        self.bits = bits
+
+    def __call__(self, subject: Subject) -> Iterator[Finding]:
+        model = subject.model
+        assert isinstance(model, PseudoLikelihood)
+        values = []
+        for batch in subject.track(subject.batches(), math.ceil(subject.size() / 500), "pseudo"):
+            require_support(subject, batch.x)
+            values.append(model.pseudo_log_likelihood(batch.x, self.bits))
+        mean, error = mean_and_error(torch.cat(values))
+        yield Finding("pseudo_log_likelihood", "pseudo", mean, error, "nats", subject.size())
