@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class Device:
     torch: torch.device
     precision: str = "fp32"
     compile: bool = False
+    graphs: bool = False
     rank: int = 0
     world: int = 1
 
@@ -34,6 +35,15 @@ class Device:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as one graph of fused kernels; with `graphs` its kernels are launched together (CUDA graphs)."""
+        return torch.compile(function, mode="reduce-overhead" if self.graphs else None)
+
+    def begin_step(self) -> None:
+        """Give the buffers that the last step's graphs wrote to free: their results are no longer read."""
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def uncompiled(self) -> contextlib.AbstractContextManager[Any]:
         """Within it compiled functions run as written: for batches of other sizes, each of which compiles anew."""
@@ -97,6 +107,8 @@ def setup(settings: DeviceSettings) -> Device:
         raise UsageError("device=mps: torch finds no Apple GPU here; choose device=cpu or device=auto")
     if settings.precision == "fp16" and name != "cuda":
         raise UsageError(f"device.precision=fp16: needs a CUDA GPU, this is {name}; choose device.precision=bf16")
+    if settings.graphs and name != "cuda":
+        raise UsageError(f"device.graphs=true: needs a CUDA GPU, this is {name}; leave it false")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.keep_pages:
@@ -107,7 +119,7 @@ def setup(settings: DeviceSettings) -> Device:
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True  # a resumed run must repeat the uninterrupted one bit for bit
     noise.shard(rank, world)
-    return Device(device, settings.precision, settings.compile, rank, world)
+    return Device(device, settings.precision, settings.compile or settings.graphs, settings.graphs, rank, world)
 
 
 def _join() -> tuple[int, int]:

@@ -70,6 +70,7 @@ class DeviceSettings:
     name: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
+    graphs: bool
     threads: PositiveInt | None
     keep_pages: bool
 

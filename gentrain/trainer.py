@@ -61,7 +61,7 @@ class Trainer:
         self.parts = {name: Part(name, model, optim, settings.clip, device) for name in objective.parts}
         self.ema = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
-            if settings.ema is not None
+            if settings.ema is not None and objective.parts  # counts and stored examples have no running average
             else None
         )
         self.total = settings.total_steps(pipeline.steps_per_epoch)
@@ -121,6 +121,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         """One batch: every update is carried out before the objective computes the next."""
+        self.device.begin_step()
         progress = self.progress
         factor = self.optim.factor(progress)
         batch = self.pipeline.batch(self.step)
@@ -130,7 +131,10 @@ class Trainer:
                 if update.loss is not None or update.grads is not None:
                     self.parts[update.part].step(update, factor, self.step)
                 for name, value in update.metrics.items():
-                    self._pending.setdefault(name, []).append(value.detach())
+                    value = (
+                        value.detach().clone() if self.device.graphs else value.detach()
+                    )  # the next replay writes it
+                    self._pending.setdefault(name, []).append(value)
         except NonFiniteError as error:
             raise self._with_examples(error) from None
         if self.ema is not None:

@@ -78,6 +78,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
         ("model=vae optim=adam_gan", ["optim.parts", "optim=adam"]),
         ("optim=sgd optim.nesterov=true optim.momentum=0", ["nesterov", "momentum"]),
         ("device.precision=fp16", ["fp16", "bf16"]),
+        ("device.graphs=true", ["CUDA GPU", "leave it false"]),
         ("data=folder", ["data.path"]),
         ("model._target_=gentrain.models.vae.VEA", ["VEA", "Did you mean 'VAE'?"]),
         ("model._target_=gentrain.models.vea.VAE", ["gentrain.models.vea"]),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gentrain import checkpoint, config
@@ -91,17 +90,17 @@ def prepare(
         stored,
     )  # fmt: skip
     if device.compile:
-        _compile(assembly, report)
+        _compile(assembly, device, report)
     return trainer, look
 
 
-def _compile(assembly: Assembly, report: Report) -> None:
+def _compile(assembly: Assembly, device: Device, report: Report) -> None:
     """Compile where a step spends its time: what the objective names, else the model's networks."""
     objective, networks = assembly.objective, list(assembly.model.children())
     for name in objective.compiled:
-        setattr(objective, name, torch.compile(getattr(objective, name)))
+        setattr(objective, name, device.compiled(getattr(objective, name)))
     for network in networks if not objective.compiled else []:
-        network.compile()
+        network.forward = device.compiled(network.forward)
     if not objective.compiled and not networks:
         report.say(f"device.compile: {type(assembly.model).__name__} has no networks to compile")
 
