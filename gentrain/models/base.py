@@ -7,6 +7,7 @@ and lives in `model.support`; every per-example result is shaped (B,); densities
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -28,7 +29,7 @@ class Generative(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
 
 class Density(Generative):
@@ -37,6 +38,14 @@ class Density(Generative):
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (B,)."""
+
+
+class Accumulates(Generative):
+    """Learns by taking examples in, without gradients: counts, sums, or the examples themselves, in its buffers."""
+
+    @abstractmethod
+    def accumulate(self, x: Tensor) -> None:
+        """Take in a batch (B, *shape), in place. The order of examples and batches doesn't matter."""
 
 
 class LatentVariable(Generative):

@@ -1,0 +1,53 @@
+"""Learning without gradients: every batch is taken in, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gentrain.batch import Batch
+from gentrain.models.base import Accumulates, Density
+from gentrain.update import Objective, Score, Update
+
+
+class Counting(Objective):
+    """Hands every batch to the model: one epoch is the whole fit, a further one counts the same examples again.
+
+    Metrics: `examples` taken in so far and, of a model with a density, `log_likelihood` of each batch just before it is
+    taken in (Dawid's prequential score, in nats): a held-out number from training data, as long as no example has come
+    a second time.
+    """
+
+    needs = Accumulates
+    parts = ()
+    monitor = "log_likelihood"
+
+    examples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("examples", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, model: Accumulates, batch: Batch, progress: float) -> Iterator[Update]:
+        x = _of_all_processes(batch.x)
+        metrics = {"log_likelihood": model.log_prob(x).mean()} if isinstance(model, Density) else {}
+        model.accumulate(x)
+        self.examples += len(x)
+        yield Update(metrics={**metrics, "examples": self.examples.clone()})
+
+    @torch.no_grad()
+    def validate(self, model: Accumulates, batch: Batch) -> dict[str, Score]:
+        return {"log_likelihood": Score(model.log_prob(batch.x), "exact")} if isinstance(model, Density) else {}
+
+
+def _of_all_processes(x: Tensor) -> Tensor:
+    """The whole batch, in its order, where several processes share it: no gradient is averaged here."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    shares = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, x.contiguous())
+    return torch.cat(shares)
