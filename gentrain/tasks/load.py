@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gentrain import checkpoint, config
+from gentrain.device import own_randomness
 from gentrain.models.base import Generative
 
 
@@ -31,7 +32,8 @@ def load(run: str | Path, trust: Sequence[str] = (), device: str | torch.device 
 def restore(path: Path, state: dict[str, Any], trust: Sequence[str] = ()) -> Generative:
     """The model of an already loaded checkpoint `state`."""
     plain = config.resolve(stored_config(state))
-    model = config.build(plain["model"], trust, Generative)
+    with own_randomness(0):  # the weights it starts with are about to be replaced, and cost the caller no draw
+        model = config.build(plain["model"], trust, Generative)
     weights = state["model"]
     if state["ema"] is not None:
         weights = {k.removeprefix("module."): v for k, v in state["ema"].items() if k.startswith("module.")}
