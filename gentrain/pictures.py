@@ -85,6 +85,25 @@ def scatter(points: Mapping[str, np.ndarray]) -> np.ndarray:
     return _render(figure)
 
 
+def classes(points: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Points (N, 2) in the plane, coloured by their labels (N,) if there are any, as (H, W, 3) bytes."""
+    from matplotlib import colormaps
+
+    figure, axes = _figure(6, 5)
+    names = [] if labels is None else np.unique(labels)
+    if labels is None or len(names) > 20:  # more colours than that are told apart by a scale, not by a legend
+        drawn = axes.scatter(points[:, 0], points[:, 1], s=5, alpha=0.7, c=labels)
+        if labels is not None:
+            figure.colorbar(drawn, label="label")
+        return _render(figure)
+    palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    for i, name in enumerate(names):
+        here = points[labels == name]
+        axes.scatter(here[:, 0], here[:, 1], s=5, alpha=0.7, color=palette(i), label=str(name))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)
+    return _render(figure)
+
+
 def curves(series: Mapping[str, Sequence[tuple[int, float]]]) -> np.ndarray:
     """One small plot per named series of (step, value), as (H, W, 3) bytes."""
     from matplotlib.figure import Figure
