@@ -1,7 +1,8 @@
 """The one writer: console, TensorBoard, metrics.jsonl and PNG files of a run.
 
-Nobody else knows TensorBoard or rich. Processes other than the main one hold a `Report` without a run, which writes
-nothing. A disk that fills up here is said once and never ends training; checkpoints are another matter.
+Nobody else knows TensorBoard, nobody but this and `gentrain.console` rich. Processes other than the main one hold a
+`Report` without a run, which writes nothing. A disk that fills up here is said once and never ends training;
+checkpoints are another matter.
 """
 
 from __future__ import annotations
@@ -9,26 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from gentrain import pictures
+from gentrain.console import QUIET, clock, console
 from gentrain.files import write_atomic
-
-T = TypeVar("T")
+from gentrain.run import read_metrics
 
 log = logging.getLogger("gentrain")
-QUIET = 5.0  # seconds between two plain lines where there is no terminal
 _END = ".end"  # of the name of the event file that says how a run ended
 
 
@@ -283,88 +280,8 @@ class Aside:
         return paths
 
 
-PATIENCE = 2.0  # seconds that work may take before its progress is shown
-
-
-def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Pass `items` on, showing how far they are: a bar on a terminal, elsewhere a line every few seconds."""
-    screen = console(stderr=True)
-    began = spoke = time.monotonic()
-    bar: Progress | None = None
-    task = None
-    try:
-        for done, item in enumerate(items):
-            now = time.monotonic()
-            if now - began > PATIENCE and screen.is_terminal:
-                if bar is None:
-                    columns = TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn()
-                    bar = Progress(*columns, console=screen, transient=True)
-                    task = bar.add_task(label, total=total)
-                    bar.start()
-                assert task is not None
-                bar.update(task, completed=done)
-            elif now - spoke > QUIET:
-                spoke = now
-                left = (now - began) / max(done, 1) * (total - done)
-                screen.print(f"{label}: {done:,} of {total:,}, {clock(left)} left", markup=False, highlight=False)
-            yield item
-    finally:
-        if bar is not None:
-            bar.stop()
-
-
 def _hush_board(what: threading.ExceptHookArgs) -> None:
     """TensorBoard's thread prints a traceback when the disk is full; its next caller is told and says it in words."""
     of_board = type(what.thread).__module__.startswith("tensorboard.")
     if not (of_board and issubclass(what.exc_type, OSError)):
         threading.__excepthook__(what)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a line cut short by a crash is passed over."""
-    records = []
-    path = folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
-
-
-def console(stderr: bool = False) -> Console:
-    """A console that never fails on what a terminal can't show."""
-    stream = sys.stderr if stderr else sys.stdout
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
-    return Console(stderr=stderr)
-
-
-def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with a line a row; where there is no terminal, lines that no width folds and other programs can read."""
-    screen = console()
-    if screen.is_terminal:
-        table = Table(*headings, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*[Text(cell, overflow="fold") for cell in row])
-        screen.print(table)
-        return
-    lines = [headings, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-    print(title)
-    for line in lines:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss.
-
-    >>> clock(75), clock(3700)
-    ('1:15', '1:01:40')
-    """
-    whole = int(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

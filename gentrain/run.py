@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import platform
 import re
@@ -119,6 +120,20 @@ def require_run(path: str | Path) -> Path:
     if not (path / "config.yaml").is_file() or not (path / "checkpoints").is_dir():
         raise UsageError(f"run={path}: is not a run folder (no config.yaml and checkpoints/ in it)")
     return path
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a line cut short by a crash is passed over."""
+    records = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
 
 
 def environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from helpers import build, differences, learned
 import gentrain
 from gentrain import checkpoint
 from gentrain.files import write_json
-from gentrain.report import read_metrics
+from gentrain.run import read_metrics
 from gentrain.tasks.resume import resume
 from gentrain.tasks.train import Outcome
 

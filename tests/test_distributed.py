@@ -17,7 +17,7 @@ import pytest
 from conftest import runs
 
 import gentrain
-from gentrain.report import read_metrics
+from gentrain.run import read_metrics
 from gentrain.tasks.resume import resume
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -16,7 +16,7 @@ from conftest import TINY, command, runs
 import gentrain
 from gentrain import checkpoint, config
 from gentrain.cli import main
-from gentrain.report import read_metrics
+from gentrain.run import read_metrics
 from gentrain.tasks import train as task
 from gentrain.trainer import Trainer
 

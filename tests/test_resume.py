@@ -23,8 +23,7 @@ from gentrain.checkpoint import Keeper
 from gentrain.cli import main
 from gentrain.errors import GentrainError
 from gentrain.evaluation import ledger
-from gentrain.report import read_metrics
-from gentrain.run import Run
+from gentrain.run import Run, read_metrics
 
 BARS = ["data=bars", "data.n=40", "data.batch_size=10"]  # four steps an epoch
 TRAININGS = {

@@ -23,7 +23,7 @@ from PIL import Image
 
 import gentrain
 from gentrain.errors import NonFiniteError
-from gentrain.report import read_metrics
+from gentrain.run import read_metrics
 from gentrain.tasks.resume import resume
 
 

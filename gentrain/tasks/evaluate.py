@@ -14,12 +14,13 @@ from omegaconf import DictConfig
 
 from gentrain import checkpoint, config
 from gentrain import device as devices
+from gentrain.console import console, print_table, track
 from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation import ledger
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, seeded
 from gentrain.evaluation.ledger import Row
 from gentrain.evaluation.standard import standard
-from gentrain.report import Aside, console, print_table, track
+from gentrain.report import Aside
 from gentrain.run import require_run
 from gentrain.settings import DeviceSettings, EvaluateSettings, split_data
 from gentrain.tasks.assemble import make_pipeline

@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gentrain import checkpoint, config
 from gentrain import device as devices
+from gentrain.console import console
 from gentrain.errors import UsageError
 from gentrain.files import read_json
-from gentrain.report import console
 from gentrain.run import Run, require_run
 from gentrain.settings import DeviceSettings, TrainerSettings
 from gentrain.signals import Stop

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from gentrain import checkpoint, config, pictures
+from gentrain.console import console
 from gentrain.data.pipeline import Pipeline
 from gentrain.device import Device, own_randomness
 from gentrain.errors import UsageError
 from gentrain.files import disk_error
 from gentrain.models.base import Decoder, Generative, LatentVariable, Reconstructs
-from gentrain.report import console
 from gentrain.settings import SampleSettings, split_data
 from gentrain.tasks.assemble import make_pipeline
 from gentrain.tasks.load import restore, stored_config

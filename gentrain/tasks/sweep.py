@@ -238,7 +238,7 @@ def run_of(path: Path, record: dict[str, Any]) -> Path | None:
 
 def summary(place: Path) -> int:
     """Print the table over the sweep's jobs: what differs, state, held-out numbers, run; how many are not done."""
-    from gentrain.report import print_table
+    from gentrain.console import print_table
 
     records = {path: r for path in (place / "jobs").glob("*.json") if (r := read_json(path))}
     paths = sorted(records, key=lambda path: records[path]["number"])

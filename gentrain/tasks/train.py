@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from gentrain import checkpoint, config
 from gentrain import device as devices
+from gentrain.console import clock
 from gentrain.device import Device
 from gentrain.errors import GentrainError, Interrupted, out_of_memory
 from gentrain.evaluation import ledger
 from gentrain.evaluation.heldout import Estimate
 from gentrain.files import disk_error, is_disk_error, read_json
-from gentrain.report import Report, clock
+from gentrain.report import Report
 from gentrain.run import Run
 from gentrain.settings import DeviceSettings, TrainerSettings
 from gentrain.signals import Stop
@@ -70,7 +71,8 @@ def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], 
         stored = config.stored(cfg)
         with watched(run, assembly.plain) as report_to:
             if run is not None:
-                facts = {"device": device.describe(), "data": assembly.source.fingerprint()}
+                count = sum(p.numel() for p in assembly.model.parameters())
+                facts = {"device": device.describe(), "data": assembly.source.fingerprint(), "parameters": count}
                 run.describe(stored, composed, overrides, facts)
             trainer, look = prepare(assembly, device, path, stored, report_to, first_step=0)
             return fit(trainer, look, stop, run, path, assembly)
