@@ -1,0 +1,458 @@
+"""What models claim by their base classes, each claim against an answer known some other way."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from gentrain.evaluation.likelihood import IWAE
+from gentrain.models.base import (
+    Adversarial,
+    Codes,
+    Decoder,
+    Density,
+    EnergyBased,
+    Enumerable,
+    Filters,
+    Generative,
+    Harmonium,
+    LatentVariable,
+    PseudoLikelihood,
+    Reconstructs,
+)
+from gentrain.truth.base import Case, Unchecked, Verdict, claims, differences
+from gentrain.truth.spaces import (
+    STATES,
+    around,
+    exact_log_prob,
+    follow,
+    over,
+    quadrature,
+    sigmas,
+)
+
+ROUNDING = 1e-4
+"""What float32 may do to a sum of probabilities, or to a log-probability of tens of nats."""
+SIGMAS = 6.0
+"""Standard errors between an unbiased estimate and the truth that are still chance."""
+ROWS = 16
+"""Examples that the costlier checks take."""
+
+
+# --- all that a model computes ----------------------------------------------------------------------------------------
+
+
+def misfits(x: Tensor, model: Generative, levels: int | None, n: int) -> list[str]:
+    """What is wrong with `x` as n examples of the model's: shape, finite, values in the support, not all the same."""
+    if x.shape != (n, *model.shape):
+        return [f"shape {tuple(x.shape)}, not {(n, *model.shape)}"]
+    found = [] if x.isfinite().all() else ["not finite"]
+    low, high, whole = {
+        "binary": (0, 1, True),
+        "unit": (0, 1, False),
+        "signed": (-1, 1, False),
+        "levels": (0, (levels or 2) - 1, True),
+        "tokens": (0, (levels or 2) - 1, True),
+        "real": (-math.inf, math.inf, False),
+    }[model.support]
+    if x.min() < low or x.max() > high:
+        found.append(f"values from {x.min():g} to {x.max():g} in the support {model.support}")
+    if whole and not (x == x.round()).all():
+        found.append(f"fractions in the support {model.support}")
+    if n > 1 and torch.equal(x, x[:1].expand_as(x)):
+        found.append("all the same")
+    return found
+
+
+@torch.no_grad()
+def outputs(model: Generative, x: Tensor, z: Tensor | None = None) -> dict[str, Tensor]:
+    """Everything that the model computes without a draw from examples (and codes z, as many), name -> (B, …)."""
+    found: dict[str, Tensor] = {}
+    if isinstance(model, Density) or (isinstance(model, Enumerable) and 1 << model.enumeration_bits <= STATES):
+        found["log_prob"] = model.log_prob(x)
+    if isinstance(model, EnergyBased):
+        found["free_energy"] = model.free_energy(x)
+    if isinstance(model, Harmonium):
+        found["hidden_probability"] = model.hidden_probability(x)
+    if isinstance(model, PseudoLikelihood):
+        found["pseudo_log_likelihood"] = model.pseudo_log_likelihood(x)
+    if z is not None and isinstance(model, LatentVariable):
+        found["encode"], found["decode"] = model.encode(x).log_prob(z), model.decode(z).log_prob(x)
+    if z is not None and isinstance(model, Decoder):
+        found["decode"] = model.decode(z)
+    if isinstance(model, Adversarial):
+        found["discriminate"] = model.discriminate(x)
+    if isinstance(model, Codes):
+        found["codes"] = model.codes(x)
+    if isinstance(model, Reconstructs):
+        found["reconstruct"] = model.reconstruct(x)
+    if isinstance(model, Filters):
+        found["filters"] = model.filters()
+    return found
+
+
+def outputs_of(case: Case, model: Generative, rows: int | None = None) -> dict[str, Tensor]:
+    """`outputs` of `model`, on whatever device it is, for the case's first examples and codes."""
+    codes = case.codes
+    return outputs(model, case.x[:rows].to(model.device), None if codes is None else codes[:rows].to(model.device))
+
+
+def seeded_sample(model: Generative, n: int, seed: int = 5) -> Tensor:
+    torch.manual_seed(seed)
+    return model.sample(n)
+
+
+_SHAPES = {"codes": 2, "hidden_probability": 2}  # others: one number an example, or an example
+_EXAMPLES = ("reconstruct", "filters")
+
+
+@claims("samples lie in the support", Generative)
+def samples_fit(case: Case) -> Verdict:
+    found = misfits(case.model.sample(256), case.model, case.levels, 256)
+    found += misfits(case.model.sample(1), case.model, case.levels, 1)
+    words = f"256 samples, and one: {'; '.join(found) or f'{tuple(case.model.shape)}, {case.model.support}'}"
+    return len(found), 0, words
+
+
+@claims("samples follow the seed", Generative)
+def samples_follow_the_seed(case: Case) -> Verdict:
+    first, again, other = (seeded_sample(case.model, 64, seed) for seed in (1, 1, 2))
+    found = [] if torch.equal(first, again) else ["the same seed gives other samples"]
+    found += ["another seed gives the same samples"] if torch.equal(first, other) else []
+    return len(found), 0, "; ".join(found) or "one seed, the same 64 samples; another, others"
+
+
+@claims("what it computes is finite and shaped", Generative)
+def outputs_are_well_formed(case: Case) -> Verdict:
+    x, bad = case.x, []
+    found = outputs_of(case, case.model)
+    for name, value in found.items():
+        rows = value.shape[0] if name == "filters" else len(x)
+        if name in _SHAPES:
+            fits = value.dim() == _SHAPES[name] and len(value) == rows
+        elif name in _EXAMPLES or (name == "decode" and isinstance(case.model, Decoder)):
+            fits = value.shape == (rows, *case.model.shape)
+        else:
+            fits = value.shape == (rows,)
+        bad += [] if fits else [f"{name} is {tuple(value.shape)} of {len(x)} examples"]
+        bad += [] if value.isfinite().all() else [f"{name} is not finite"]
+    return len(bad), 0, "; ".join(bad) or ", ".join(found) or "it only samples"
+
+
+@claims("looking changes nothing", Generative)
+def looking_changes_nothing(case: Case) -> Verdict:
+    """In eval mode neither a sample nor an output changes a parameter or a buffer, and outputs are the same again."""
+    before = copy.deepcopy(case.model.state_dict())
+    first = outputs_of(case, case.model)
+    sample = case.model.sample(8)
+    second = outputs_of(case, case.model)
+    found = [f"{name.removeprefix('.')} changes" for name in differences(before, case.model.state_dict())]
+    found += [f"{name.removeprefix('.')} differs the second time" for name in differences(first, second)]
+    found += ["samples carry a gradient"] if sample.requires_grad else []
+    found += ["it is left in training mode"] if case.model.training else []
+    return len(found), 0, "; ".join(found) or "state and outputs the same before and after sampling"
+
+
+@claims("an example is judged by itself", Generative)
+def examples_dont_meet(case: Case) -> Verdict | None:
+    together = {k: v for k, v in outputs_of(case, case.model).items() if k != "filters"}
+    if not together:
+        return None
+    apart = outputs_of(case, case.model, 3)
+    worst = {name: _relative(value, together[name][:3]) for name, value in apart.items() if name != "filters"}
+    name = max(worst, key=lambda key: worst[key])
+    return worst[name], 1e-3, f"3 examples, alone and in a batch of {len(case.x)}; largest change, of {name}"
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference relative to the size of b's values."""
+    return float((a.double() - b.double()).abs().max() / (1e-6 + b.double().abs().max()))
+
+
+@claims("a second device agrees", Generative)
+def devices_agree(case: Case) -> Verdict:
+    if not torch.cuda.is_available():
+        raise Unchecked("there is no GPU here")
+    here = case.x.device.type
+    there = torch.device("cpu" if here == "cuda" else "cuda")
+    moved = copy.deepcopy(case.model).to(there)
+    ours, theirs = outputs_of(case, case.model), outputs_of(case, moved)
+    if misfits(moved.sample(16), moved, case.levels, 16):
+        return math.inf, 1e-3, f"samples on {there} lie outside the support"
+    worst = max([_relative(theirs[name].to(case.x.device), ours[name]) for name in ours], default=0.0)
+    return worst, 1e-3, f"largest change of {', '.join(ours) or 'nothing'} from {here} to {there}"
+
+
+@claims("its state is all in the file", Generative)
+def state_is_whole(case: Case) -> Verdict:
+    """A model built anew, with the state loaded, gives the same outputs and samples bit for bit."""
+    other = case.fresh().to(case.x.device)
+    other.load_state_dict(copy.deepcopy(case.model.state_dict()))
+    other.eval()
+    ours, theirs = (outputs_of(case, m) | {"sample": seeded_sample(m, 16)} for m in (case.model, other))
+    found = [name.removeprefix(".") for name in differences(ours, theirs)]
+    words = f"{', '.join(found)} differ" if found else f"{', '.join(ours)} the same bit for bit"
+    return len(found), 0, f"saved, and loaded into a new model: {words}"
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------------
+
+
+@claims("probabilities sum to one", Density, Enumerable)
+def sums_to_one(case: Case) -> Verdict:
+    model, space = case.model, case.space
+    assert isinstance(model, Density | Enumerable)
+    _require_enumerable(case)
+    log_p = over(model.log_prob, space.points)
+    unsure = space.uncertainty(log_p)
+    if unsure > 0.05:
+        raise Unchecked("the density is too sharp for a grid")
+    total = float(space.log_total(log_p).exp())
+    what = f"{len(space.points):,} {'states' if space.coarse is None else 'points of a grid'}"
+    beyond = 0.0 if space.coarse is None else 2e-3 + unsure  # what lies beyond the grid, and its own error
+    return abs(total - 1), ROUNDING + beyond, f"the sum over {what} is {total:.6f}"
+
+
+def _require_enumerable(case: Case) -> None:
+    model = case.model
+    if isinstance(model, Enumerable) and 1 << model.enumeration_bits > STATES:
+        raise Unchecked(f"log Z is a sum over 2^{model.enumeration_bits} states")
+
+
+@claims("log Z is the sum over all states", Enumerable)
+def partition_is_the_sum(case: Case) -> Verdict:
+    model = case.model
+    assert isinstance(model, Enumerable)
+    _require_enumerable(case)
+    direct = case.space.log_total(-over(model.free_energy, case.space.points))
+    found = float(model.log_partition())
+    words = f"log_partition() is {found:.5f}, log Σ exp(-F) over {len(case.space.points):,} states {float(direct):.5f}"
+    return abs(found - float(direct)), ROUNDING * (1 + abs(found)), words
+
+
+@claims("samples follow p(x)", Density, EnergyBased, LatentVariable)
+def samples_follow(case: Case) -> Verdict:
+    log_p = exact_log_prob(case.model, case.space)
+    if isinstance(log_p, str):
+        raise Unchecked(log_p)
+    return follow(over(lambda row: case.model.sample(len(row)), torch.empty(case.n)), case.space, log_p)
+
+
+@claims("a Gibbs step keeps p(x)", EnergyBased)
+def gibbs_keeps_the_distribution(case: Case) -> Verdict:
+    model, space = case.model, case.space
+    assert isinstance(model, EnergyBased)
+    if space.coarse is not None:
+        raise Unchecked("draws from exp(-F)/Z are exact on listed states only")
+    log_p = exact_log_prob(model, space)
+    assert isinstance(log_p, Tensor)
+    start = space.points[torch.multinomial(log_p.exp(), case.n, replacement=True)]
+    statistic, allowed, words = follow(model.gibbs(start, 1), space, log_p)
+    moved = float((model.gibbs(start, 1) != start).flatten(1).any(1).float().mean())
+    if moved == 0:
+        return math.inf, allowed, "no chain moves in a step"
+    return statistic, allowed, f"{words}, one step from exact draws; {moved:.0%} of the chains move"
+
+
+@claims("the energy gradient is autograd's", Harmonium)
+def energy_gradient_is_right(case: Case) -> Verdict:
+    """∂ of mean F(data) - mean F(chain) is `energy_gradient` with h at its expectation."""
+    model = case.model
+    assert isinstance(model, Harmonium)
+    x, v = case.x[:ROWS], model.gibbs(case.x[:7], 1)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        loss = model.free_energy(x).mean() - model.free_energy(v).mean()
+        wanted = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    with torch.no_grad():
+        given = model.energy_gradient((x, model.hidden_probability(x)), (v, model.hidden_probability(v)))
+    worst, where = 0.0, ""
+    for (name, p), g in zip(parameters.items(), wanted, strict=True):
+        g = torch.zeros_like(p) if g is None else g
+        if name not in given:
+            return math.inf, 1e-3, f"has no entry for {name}"
+        off = float((given[name] - g).norm() / (1e-6 + g.norm()))
+        worst, where = (off, name) if off >= worst else (worst, where)
+    return worst, 1e-3, f"largest relative difference, of {where}"
+
+
+@claims("pseudo-likelihood is the sum of conditionals", PseudoLikelihood)
+def pseudo_likelihood_is_right(case: Case) -> Verdict:
+    """Over every bit against enumerated conditionals, and over random bits without bias."""
+    model, space = case.model, case.space
+    assert isinstance(model, PseudoLikelihood)
+    log_p = exact_log_prob(model, space)
+    if isinstance(log_p, str) or space.levels is None:
+        raise Unchecked("the conditionals can't be enumerated" if space.levels is None else str(log_p))
+    table = log_p.view([space.levels] * math.prod(model.shape))
+    conditionals = torch.stack([table - torch.logsumexp(table, i, keepdim=True) for i in range(table.dim())]).sum(0)
+    exact = conditionals.flatten()
+    found = over(model.pseudo_log_likelihood, space.points)
+    worst = float((found - exact).abs().max())
+    allowed = ROUNDING * (1 + float(exact.abs().max()))
+    if worst > allowed:
+        return worst, allowed, f"largest difference over {len(exact):,} states, in nats"
+    some = torch.randint(len(exact), (ROWS,), device=exact.device)
+    x = space.points[some].repeat(2000, *[1] * len(model.shape))
+    draws = model.pseudo_log_likelihood(x, bits=2).view(2000, -1)
+    off = sigmas(draws, exact[some], ROUNDING)
+    return off, SIGMAS, f"all bits within {worst:.0e} nats of enumeration; two random bits, in standard errors"
+
+
+# --- latent variables -------------------------------------------------------------------------------------------------
+
+
+@claims("KL(q‖p) in closed form", LatentVariable)
+def kl_is_closed(case: Case) -> Verdict:
+    model = case.model
+    assert isinstance(model, LatentVariable)
+    with torch.no_grad():
+        q, prior = model.encode(case.x[:8]), model.prior
+        try:
+            closed = kl_divergence(q, prior)
+        except NotImplementedError as error:
+            raise Unchecked("torch knows no closed form for these two distributions") from error
+        z = q.sample(torch.Size([20_000]))
+        ratio = q.log_prob(z) - prior.log_prob(z)
+    if closed.shape != ratio.shape[1:]:
+        return math.inf, SIGMAS, f"is {tuple(closed.shape)} for {ratio.shape[1]} examples"
+    words = f"20,000 draws of z each for 8 examples, in standard errors; mean KL {closed.mean():.3f} nats"
+    return sigmas(ratio, closed, ROUNDING), SIGMAS, words
+
+
+@claims("q(z|x) draws what it weighs", LatentVariable)
+def posterior_follows_itself(case: Case) -> Verdict:
+    model = case.model
+    assert isinstance(model, LatentVariable)
+    with torch.no_grad():
+        q = model.encode(case.x[:1])
+        draws = q.sample(torch.Size([case.n]))[:, 0]
+        space = around(draws)
+        if isinstance(space, str):
+            raise Unchecked(space)
+        log_q = over(lambda z: q.log_prob(z[:, None])[:, 0], space.points)
+    return _total_and_draws(space, log_q, draws)
+
+
+def _total_and_draws(space, log_p: Tensor, draws: Tensor) -> Verdict:
+    """That exp(log_p) sums to one on `space`, and if so that `draws` follow it."""
+    total, unsure = float(space.log_total(log_p).exp()), space.uncertainty(log_p)
+    if unsure > 0.05:
+        raise Unchecked("the density is too sharp for a grid")
+    allowed = ROUNDING if space.coarse is None else 2e-3 + unsure
+    if abs(total - 1) > allowed:
+        return abs(total - 1), allowed, f"it sums to {total:.6f}"
+    statistic, bound, words = follow(draws, space, log_p)
+    return statistic, bound, f"{words}; sums to {total:.6f}"
+
+
+@claims("p(x|z) sums to one and draws what it weighs", LatentVariable)
+def likelihood_follows_itself(case: Case) -> Verdict:
+    model = case.model
+    assert isinstance(model, LatentVariable)
+    with torch.no_grad():
+        z = model.prior.sample(torch.Size([1]))
+        p = model.decode(z)
+        draws = p.sample(torch.Size([case.n]))[:, 0]
+        space = case.space
+        if space.coarse is not None and model.support == "real":
+            found = around(draws)
+            assert not isinstance(found, str)
+            space = found
+        log_p = over(lambda x: model.decode(z.expand(len(x), *z.shape[1:])).log_prob(x), space.points)
+    return _total_and_draws(space, log_p, draws)
+
+
+@claims("p(x|z) has its mean", LatentVariable)
+def likelihood_has_its_mean(case: Case) -> Verdict:
+    model = case.model
+    assert isinstance(model, LatentVariable)
+    with torch.no_grad():
+        p = model.decode(model.prior.sample(torch.Size([8])))
+        try:
+            mean = p.mean
+        except NotImplementedError as error:
+            raise Unchecked("the distribution gives no mean") from error
+        draws = p.sample(torch.Size([4000])).double()
+    # a bit so rare that no draw shows it has no sample deviation: a count of 3 is what may be missed
+    scale = 1.0 if model.support == "real" else max(1.0, float(draws.max()))
+    return sigmas(draws, mean, 3 * scale / len(draws)), SIGMAS, "4,000 draws of x for 8 codes, in standard errors"
+
+
+@claims("the bounds rise to log p(x)", LatentVariable)
+def bounds_rise(case: Case) -> Verdict:
+    """ELBO <= IWAE-5 <= IWAE-50 <= log p(x), and 20,000 importance draws reach it."""
+    model = case.model
+    assert isinstance(model, LatentVariable)
+    x = case.x[:ROWS]
+    found = quadrature(model, x)
+    if isinstance(found, str):
+        raise Unchecked(found)
+    exact, unsure = found
+    if unsure > 0.05:
+        raise Unchecked("p(x|z) is too sharp for a grid of codes")
+    means, errors = [], []
+    for k in (1, 5, 50):
+        draws = bounds(model, x, k, 200)
+        means.append(draws.mean(0))
+        errors.append(draws.std(0) / len(draws) ** 0.5 + ROUNDING + unsure)
+    ladder = [*means, exact]
+    slack = [errors[0] + errors[1], errors[1] + errors[2], errors[2]]
+    descent = max(float(((a - b) / e).max()) for a, b, e in zip(ladder[:-1], ladder[1:], slack, strict=True))
+    words = "ELBO {:.3f} <= IWAE-5 {:.3f} <= IWAE-50 {:.3f} <= log p(x) {:.3f} nats".format(
+        *(float(v.mean()) for v in ladder)
+    )
+    if descent > SIGMAS:
+        return descent, SIGMAS, f"{words} does not hold; largest descent in standard errors"
+    # E[w] = p(x): of those examples whose weights are even enough to tell
+    weights = (bounds(model, x, 500, 40) - exact).exp()
+    error = weights.std(0) / len(weights) ** 0.5
+    clear = error < 0.1
+    if not clear.any():
+        raise Unchecked(f"q(z|x) is too far from p(z|x) for importance sampling to reach log p(x); {words}")
+    off = float(((weights.mean(0) - 1).abs() / (error + ROUNDING + unsure))[clear].max())
+    return off, SIGMAS, f"{words}; 20,000 importance draws against it, in standard errors"
+
+
+@torch.no_grad()
+def bounds(model: LatentVariable, x: Tensor, k: int, repeats: int) -> Tensor:
+    """`repeats` independent draws of the IWAE-k bound for each of x (B, *shape), (repeats, B); the ELBO for k = 1."""
+    many = x.repeat(repeats, *[1] * (x.dim() - 1))
+    return IWAE(samples=k).bound(model, many).view(repeats, len(x))
+
+
+# --- decoders and critics ---------------------------------------------------------------------------------------------
+
+
+@claims("the decoder is smooth and in the support", Decoder)
+def decoder_is_sound(case: Case) -> Verdict:
+    """Examples lie in the support also far from the prior's middle, and a gradient reaches the code and the weights."""
+    model = case.model
+    assert isinstance(model, Decoder)
+    z = model.prior.sample(torch.Size([ROWS]))
+    found = [f"{word} for codes x 100" for word in misfits(model.decode(100 * z).detach(), model, case.levels, ROWS)]
+    with torch.enable_grad():
+        z = z.requires_grad_()
+        (model.decode(z) ** 2).sum().backward(inputs=[z, *(p for p in model.parameters() if p.requires_grad)])
+    found += [] if z.grad is not None and z.grad.isfinite().all() and z.grad.any() else ["no gradient reaches z"]
+    within = model.generator if isinstance(model, Adversarial) else model
+    lacks = [name for name, p in within.named_parameters() if p.requires_grad and p.grad is None]
+    model.zero_grad(set_to_none=True)
+    if isinstance(model, Adversarial) and lacks:
+        found.append(f"no gradient reaches {', '.join(lacks)}")
+    return len(found), 0, "; ".join(found) or "finite gradients with respect to z and the weights"
+
+
+@claims("the critic's gradient reaches x", Adversarial)
+def critic_is_smooth(case: Case) -> Verdict:
+    model = case.model
+    assert isinstance(model, Adversarial)
+    with torch.enable_grad():
+        x = case.x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.discriminate(x).sum(), x)
+    blind = int((gradient.flatten(1).norm(dim=1) == 0).sum()) + int((~gradient.isfinite()).sum())
+    return blind, len(x) // 4, f"examples of {len(x)} at which the logit has no gradient: it teaches nothing there"

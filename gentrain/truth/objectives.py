@@ -1,0 +1,313 @@
+"""What objectives claim: that their updates are sound, reach what they train, and mean what they are called."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gentrain.batch import Batch
+from gentrain.device import Device
+from gentrain.models.base import (
+    Adversarial,
+    Density,
+    EnergyBased,
+    Enumerable,
+    Generative,
+    LatentVariable,
+    PseudoLikelihood,
+)
+from gentrain.objectives.adversarial import Game
+from gentrain.optim import Optim
+from gentrain.parts import Part
+from gentrain.truth.base import Case, Verdict, claims
+from gentrain.truth.models import ROUNDING, ROWS, SIGMAS, bounds
+from gentrain.truth.spaces import over, sigmas
+from gentrain.update import Objective, Update
+
+PROGRESS = (0.0, 0.25, 0.5, 0.75, 0.99)
+"""Points of training at which updates are looked at: an objective in stages trains other layers later."""
+STEPS = 60
+"""Updates by which a loss must have fallen on a batch that stays the same."""
+
+
+def parts_of(objective: Objective, model: Generative, optim: Optim) -> dict[str, Part]:
+    """The parts that the objective trains, each with its optimizer, as the trainer makes them."""
+    device = Device(model.device)
+    return {name: Part(name, model, optim, None, device) for name in objective.parts}
+
+
+def settle(model: Generative, objective: Objective, optim: Optim, batches: list[Batch], seed: int = 0) -> None:
+    """Bring every parameter away from where it starts: a step a batch, then noise on all that the steps have moved.
+
+    A bias that starts at zero hides whatever forgets it. The noise is of order 1/√(units that a weight meets), so that
+    no sum grows beyond order one.
+
+    Raises:
+        NonFiniteError: a step's loss or gradient is NaN or infinite.
+    """
+    model.train()
+    parts = parts_of(objective, model, optim)
+    moved: set[int] = set()
+    for step, batch in enumerate(batches):
+        for update in objective(model, batch, step / len(batches)):
+            if update.loss is not None or update.grads is not None:
+                parts[update.part].step(update, 1.0, step)
+                own = parts[update.part].parameters.values()
+                moved |= {id(p) for p in own if p.grad is not None and bool(p.grad.any())}
+    shake([p for p in model.parameters() if id(p) in moved], seed)
+    model.eval()
+
+
+@torch.no_grad()
+def shake(parameters: list[Tensor], seed: int = 0) -> None:
+    """Add N(0, 1/fan) to weights, fan the larger of inputs and outputs, and N(0, 1/4) to vectors and scalars."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in parameters:
+        fan = max(p[0].numel(), p[:, 0].numel()) if p.dim() >= 2 else 4
+        p += (torch.randn(p.shape, generator=generator) / fan**0.5).to(p)
+
+
+def copies(case: Case) -> tuple[Generative, Objective]:
+    """Model, in training mode, and objective, to be changed at will."""
+    model, objective = copy.deepcopy((case.model, case.objective))
+    return model.train(), objective
+
+
+def gradients(update: Update, part: Part) -> dict[str, Tensor]:
+    """Name within the part -> gradient, for those parameters that the update has one for."""
+    if update.grads is not None:
+        return dict(update.grads)
+    assert update.loss is not None
+    names, parameters = zip(*part.parameters.items(), strict=True)
+    found = torch.autograd.grad(update.loss, parameters, allow_unused=True)
+    return {name: g for name, g in zip(names, found, strict=True) if g is not None}
+
+
+def _updates(case: Case) -> Iterator[tuple[Update, Part | None, list[str]]]:
+    """Updates of several batches and stages of training, their part, and the parameters that changed on the way."""
+    model, objective = copies(case)
+    parts = parts_of(objective, model, case.optim)
+    for i, progress in enumerate(PROGRESS):
+        updates = objective(model, case.batches[i % len(case.batches)], progress)
+        while True:
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            update = next(updates, None)
+            if update is None:
+                break
+            changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+            yield update, parts.get(update.part), changed
+
+
+@claims("updates are sound", Generative)
+def updates_are_sound(case: Case) -> Verdict:
+    found: list[str] = []
+    count = 0
+    with torch.enable_grad():
+        for update, part, changed in _updates(case):
+            count += 1
+            for name, value in update.metrics.items():
+                fine = isinstance(value, Tensor) and value.numel() == 1 and bool(value.isfinite())
+                found += [] if fine else [f"metric {name} is no finite scalar tensor"]
+            if update.loss is None and update.grads is None:
+                continue
+            if part is None:
+                found.append(f"part {update.part!r} is none of the objective's, {list(case.objective.parts)}")
+                continue
+            found += [f"{name} changes while an update is computed" for name in changed]
+            if update.loss is not None and not (update.loss.numel() == 1 and bool(update.loss.isfinite())):
+                found.append("the loss is no finite scalar")
+                continue
+            for name, g in gradients(update, part).items():
+                p = part.parameters.get(name)
+                if p is None or g.shape != p.shape:
+                    found.append(f"the gradient of {name} fits no parameter of the part {part.name!r}")
+                elif not g.isfinite().all():
+                    found.append(f"the gradient of {name} is not finite")
+    found += ["there are none"] if not count else []
+    found = list(dict.fromkeys(found))
+    return len(found), 0, "; ".join(found[:4]) or f"{count} updates with finite losses, gradients and metrics"
+
+
+@claims("every parameter learns", Generative)
+def every_parameter_learns(case: Case) -> Verdict | None:
+    """A gradient that is not all zero reaches each trainable parameter of each part at some stage of training."""
+    reached: set[str] = set()
+    by_gradient: set[str] = set()
+    with torch.enable_grad():
+        for update, part, _ in _updates(case):
+            if part is None or (update.loss is None and update.grads is None):
+                continue
+            by_gradient.add(part.name)
+            reached |= {_full(part, name) for name, g in gradients(update, part).items() if g.any()}
+    trainable = {name for name, p in case.model.named_parameters() if p.requires_grad}
+    if not by_gradient:
+        return None
+    in_place = [f"{name}." for name in case.objective.parts if name not in by_gradient]
+    missed = [n for n in trainable - reached if not n.startswith(tuple(in_place))] if "." not in in_place else []
+    missed = [name for name, _ in case.model.named_parameters() if name in missed]
+    words = f"no gradient reaches {', '.join(missed[:6])}" if missed else f"{len(reached)} tensors get a gradient"
+    return len(missed), 0, words
+
+
+def _full(part: Part, name: str) -> str:
+    return f"{part.name}.{name}" if part.name else name
+
+
+def _own_loss(model: Generative, objective: Objective, batch: Batch, part: str, seeds: int = 8) -> float:
+    """The mean loss of the part's first update over fixed draws."""
+    total = 0.0
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        with torch.enable_grad():
+            update = next(u for u in objective(model, batch, 0.99) if u.part == part and u.loss is not None)
+        assert update.loss is not None
+        total += float(update.loss.detach())
+    return total / seeds
+
+
+def _train_alone(case: Case, part: str) -> tuple[Generative, float, float]:
+    """The model after STEPS updates of one part on a batch that stays the same; its loss before and after."""
+    model, objective = copies(case)
+    parts, batch = parts_of(objective, model, case.optim), case.batches[0]
+    before = _own_loss(*copies(case), batch, part)
+    with torch.enable_grad():
+        for step in range(STEPS):
+            for update in objective(model, batch, 0.99):
+                if update.part == part:
+                    parts[part].step(update, 1.0, step)
+    return model, before, _own_loss(copy.deepcopy(model), copy.deepcopy(objective), batch, part)
+
+
+def _has_loss(case: Case, part: str) -> bool:
+    model, objective = copies(case)
+    with torch.enable_grad():
+        return any(u.part == part and u.loss is not None for u in objective(model, case.batches[0], 0.99))
+
+
+@claims("the loss falls", Generative)
+def loss_falls(case: Case) -> Verdict | None:
+    """Each part alone, the others standing still, on one batch."""
+    parts = [part for part in case.objective.parts if _has_loss(case, part)]
+    if not parts:
+        return None
+    worst, words = -math.inf, []
+    for part in parts:
+        _, before, after = _train_alone(case, part)
+        worst = max(worst, after - before)
+        words.append(f"{f'{part}: ' if part else ''}{before:.4g} -> {after:.4g}")
+    return worst, -1e-6, f"{'; '.join(words)} in {STEPS} steps on one batch"
+
+
+@claims("the critic learns to tell, the generator to please it", Adversarial)
+def players_pull_the_right_way(case: Case) -> Verdict | None:
+    """The logit is of being real: the discriminator alone parts real from generated, the generator alone raises it."""
+    if set(case.objective.parts) != {"discriminator", "generator"}:
+        return None
+
+    def logits(model: Generative) -> tuple[float, float]:
+        assert isinstance(model, Adversarial)
+        torch.manual_seed(case.seed)
+        with torch.no_grad():
+            fake = model.decode(model.prior.sample(torch.Size([256])))
+            return float(model.discriminate(case.x).mean()), float(model.discriminate(fake).mean())
+
+    before, critic, maker = (
+        logits(model)
+        for model in (copies(case)[0], _train_alone(case, "discriminator")[0], _train_alone(case, "generator")[0])
+    )
+    told, pleased = (critic[0] - critic[1]) - (before[0] - before[1]), maker[1] - before[1]
+    words = f"logit of real minus generated {told:+.3g} as D learns alone, of generated {pleased:+.3g} as G does"
+    return max(-told, -pleased), -1e-6, words
+
+
+@claims("losses stay finite at any logit", Adversarial)
+def losses_stay_finite(case: Case) -> Verdict | None:
+    game = case.objective
+    if not isinstance(game, Game):
+        return None
+    with torch.enable_grad():
+        logits = torch.tensor([-1e4, 1e4], requires_grad=True)
+        losses = game.discriminator_loss(logits, logits), game.generator_loss(logits)
+        (gradient,) = torch.autograd.grad(losses[0] + losses[1], logits)
+    bad = sum(int((~v.isfinite()).sum()) for v in (*losses, gradient))
+    return bad, 0, "both losses and their gradients at logits of -10,000 and 10,000"
+
+
+@claims("the update descends -log p(x)", EnergyBased)
+def update_descends(case: Case) -> Verdict | None:
+    """The mean update against the exact gradient: contrastive divergence is biased, but must not lead uphill."""
+    space = case.space
+    if space.coarse is not None or len(case.objective.parts) > 1:
+        return None
+    model, objective = copies(case)
+    assert isinstance(model, EnergyBased)
+    (part,) = parts_of(objective, model, case.optim).values()
+    batch, total, count = case.batches[0], {}, 0
+    for i in range(80):  # the first half lets persistent chains find the distribution of a model that stands still
+        with torch.enable_grad():
+            for update in objective(model, batch, 0.5):
+                if update.loss is None and update.grads is None:
+                    return None
+                for name, g in gradients(update, part).items() if i >= 40 else []:
+                    total[name] = total.get(name, 0) + g
+                    count += 1
+    exact = exact_gradient(model, batch.x, space.points)
+    a = torch.cat([total[name].flatten() for name in exact if name in total]).double()
+    b = torch.cat([g.flatten() for name, g in exact.items() if name in total]).double()
+    angle = math.degrees(math.acos(max(-1.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))))
+    return (
+        angle,
+        89.0,
+        f"degrees between the mean of 40 updates and the exact gradient over {len(space.points):,} states",
+    )
+
+
+def exact_gradient(model: EnergyBased, data: Tensor, states: Tensor) -> dict[str, Tensor]:
+    """Parameter -> gradient of the mean of -log p over `data`, by autograd through the sum over all `states`."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        loss = model.free_energy(data).mean() + torch.logsumexp(-model.free_energy(states).double(), 0)
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
+
+
+@claims("held-out numbers are what they are called", Generative)
+def scores_are_true(case: Case) -> Verdict | None:
+    """Every score of `validate` whose kind has a definition, in the mean over draws, against that definition."""
+    model, objective, x = case.model, case.objective, case.x[:ROWS]
+    repeats = 400
+    with torch.no_grad():
+        scores = objective.validate(model, Batch(x.repeat(repeats, *[1] * (x.dim() - 1))))
+    worst, words = -1.0, []
+    for name, score in scores.items():
+        if score.values.shape != (repeats * len(x),) or not score.values.isfinite().all():
+            return math.inf, SIGMAS, f"{name} is not one finite number an example"
+        truth = _defined(model, score.kind, x)
+        if truth is None:
+            continue
+        values = score.values.view(repeats, len(x)).double()
+        error = float(truth.std(0).max()) / len(truth) ** 0.5 if len(truth) > 1 else 0.0
+        off = sigmas(values, truth.mean(0), ROUNDING + error)
+        worst = max(worst, off)
+        words.append(f"{name} is {score.kind}" + (f" but off by {off:.0f} standard errors" if off > SIGMAS else ""))
+    return None if worst < 0 else (worst, SIGMAS, f"{', '.join(words)}; largest distance in standard errors")
+
+
+def _defined(model: Generative, kind: str, x: Tensor) -> Tensor | None:
+    """Draws (R, B) of the quantity that `kind` names, R = 1 where it is not random; None for other kinds."""
+    with torch.no_grad():
+        if kind == "exact" and isinstance(model, Density | Enumerable):
+            return over(model.log_prob, x)[None]
+        if kind == "free-energy" and isinstance(model, EnergyBased):
+            return model.free_energy(x)[None]
+        if kind == "pseudo" and isinstance(model, PseudoLikelihood):
+            return model.pseudo_log_likelihood(x)[None]
+        if kind == "elbo" and isinstance(model, LatentVariable):
+            return bounds(model, x, 1, 2000)
+        if kind.startswith("iwae-") and kind[5:].isdigit() and isinstance(model, LatentVariable):
+            return bounds(model, x, int(kind[5:]), 400)
+    return None

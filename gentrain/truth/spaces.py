@@ -1,0 +1,233 @@
+"""Spaces small enough to sum over, exact distributions on them, and the test of draws against those."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gentrain.models.base import Density, EnergyBased, Generative, LatentVariable
+
+STATES = 1 << 14
+"""The largest discrete space that is listed."""
+CHUNK = 1 << 13
+"""Points that a model is given at a time."""
+COARSE = 3
+"""A grid this many times as coarse tells how far an integral can be trusted."""
+IMPROBABLE = 1e-6
+"""A statistic so large would turn up by chance once in a million checks: then the claim is held to be wrong."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Points x_m with equal volumes: Σ_m p(x_m) exp(log_volume) = 1 for a mass (log_volume 0) or a density p.
+
+    Args:
+        points: (M, *shape). log_volume: of the cell around each.
+        bin: the bin that each point lies in, (M,), int64. bins: number of them.
+        locate: examples (B, *shape) to bins, (B,); -1 where an example lies in none.
+        coarse: indices of the points that make a grid `COARSE` times as coarse; None for discrete spaces.
+        levels: values of an element of a discrete space, else None.
+    """
+
+    points: Tensor
+    log_volume: float
+    bin: Tensor
+    bins: int
+    locate: Callable[[Tensor], Tensor]
+    coarse: Tensor | None = None
+    levels: int | None = None
+
+    def log_total(self, log_p: Tensor) -> Tensor:
+        """log Σ p over axis 0 of `log_p` (M, …), float64."""
+        return torch.logsumexp(log_p.double(), 0) + self.log_volume
+
+    def uncertainty(self, log_p: Tensor) -> float:
+        """The largest change of `log_total` on the coarser grid: the fine grid's own error is far below it."""
+        if self.coarse is None:
+            return 0.0
+        dims = round(math.log(len(log_p) / len(self.coarse), COARSE))
+        coarse = torch.logsumexp(log_p[self.coarse].double(), 0) + self.log_volume + dims * math.log(COARSE)
+        return float((coarse - self.log_total(log_p)).abs().max())
+
+    def masses(self, log_p: Tensor) -> Tensor:
+        """The normalised probability of each bin, (bins,), float64."""
+        p = torch.softmax(log_p.double(), 0)
+        return torch.zeros(self.bins, dtype=p.dtype, device=p.device).index_add_(0, self.bin, p)
+
+
+def discrete(shape: tuple[int, ...], levels: int, dtype: torch.dtype = torch.float32) -> Space:
+    """All levels^D examples of `shape` with D elements in 0…levels-1; element i is digit i of the index.
+
+    >>> discrete((2,), 3).points[5]
+    tensor([2., 1.])
+    """
+    size = math.prod(shape)
+    place = levels ** torch.arange(size)
+    index = torch.arange(levels**size)
+    points = (index[:, None] // place % levels).to(dtype).view(-1, *shape)
+
+    def locate(x: Tensor) -> Tensor:
+        digits = x.flatten(1)
+        inside = ((digits == digits.round()) & (digits >= 0) & (digits < levels)).all(1)
+        return torch.where(inside, (digits.nan_to_num().long() * place.to(x.device)).sum(1), -1)
+
+    return Space(points, 0.0, index, len(index), locate, levels=levels)
+
+
+def grid(low: Tensor, high: Tensor, shape: tuple[int, ...], bins: int, cells: int) -> Space:
+    """The midpoints of a grid over the box from `low` to `high`, (D,) each with D of 1 or 2.
+
+    Args:
+        shape: of one example, with D elements. bins: along an axis. cells: points along an axis of a bin, a multiple
+            of `COARSE`.
+    """
+    dims, side = len(low), bins * cells
+    ticks = (torch.arange(side, device=low.device) + 0.5) / side
+    axes = [lo + (hi - lo) * ticks for lo, hi in zip(low, high, strict=True)]
+    points = torch.cartesian_prod(*axes).view(-1, *shape)
+    place = bins ** torch.arange(dims - 1, -1, -1, device=low.device)
+    number = torch.cartesian_prod(*[torch.arange(side, device=low.device)] * dims).view(-1, dims)
+    centre = (number % COARSE == COARSE // 2).all(1)
+
+    def locate(x: Tensor) -> Tensor:
+        along = ((x.flatten(1) - low) / (high - low) * bins).floor()
+        inside = ((along >= 0) & (along < bins)).all(1)
+        return torch.where(inside, (along.nan_to_num().long() * place).sum(1), -1)
+
+    volume = float(((high - low) / side).double().log().sum())
+    return Space(
+        points, volume, (number // cells * place).sum(1), bins**dims, locate, coarse=torch.nonzero(centre).flatten()
+    )
+
+
+def around(draws: Tensor, fine: bool = True) -> Space | str:
+    """A grid over where `draws` (n, *shape) lie and as far beyond on either side as half of their range.
+
+    Or in words, why there is none. `fine` is for densities of x, the coarser one for smooth integrals over codes.
+    """
+    flat = draws.flatten(1)
+    if flat.shape[1] > 2:
+        return f"{flat.shape[1]} real dimensions are too many for a grid, 2 at most"
+    low, high = flat.min(0).values, flat.max(0).values
+    margin = 0.5 * (high - low) + 1e-3
+    bins, cells = ((20, 18) if fine else (20, 6)) if flat.shape[1] == 2 else (100, 36)
+    return grid(low - margin, high + margin, tuple(draws.shape[1:]), bins, cells)
+
+
+@torch.no_grad()
+def space_of(model: Generative, levels: int | None, like: Tensor) -> Space | str:
+    """All of the space that the model's x lives in, on the device and of the type of `like`, or why there is none."""
+    size = math.prod(model.shape)
+    if model.support in ("binary", "levels", "tokens"):
+        count = 2 if model.support == "binary" else levels or 2
+        if size * math.log2(count) > math.log2(STATES):
+            return f"{count}^{size} states are too many to list"
+        space = discrete(tuple(model.shape), count, like.dtype)
+        return Space(space.points.to(like), 0.0, space.bin.to(like.device), space.bins, space.locate, levels=count)
+    if model.support == "real" or size > 2:
+        return around(torch.cat([model.sample(4000).to(like), like]))
+    low = torch.full((size,), 0.0 if model.support == "unit" else -1.0, device=like.device)
+    bins, cells = (20, 18) if size == 2 else (100, 36)
+    return grid(low, torch.ones_like(low), tuple(model.shape), bins, cells)
+
+
+@torch.no_grad()
+def over(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) a chunk at a time."""
+    return torch.cat([function(piece) for piece in x.split(CHUNK)])
+
+
+@torch.no_grad()
+def exact_log_prob(model: Generative, space: Space) -> Tensor | str:
+    """log p at every point of the space, (M,), by whatever the model knows of it, or in words why that is unknown.
+
+    log_prob itself; or -F up to a constant; or, with a code of one or two dimensions, ∫ p(x|z) p(z) dz.
+    """
+    if isinstance(model, Density):
+        return over(model.log_prob, space.points)
+    if isinstance(model, EnergyBased):
+        log_p = -over(model.free_energy, space.points)
+        return log_p.double() - space.log_total(log_p)
+    if isinstance(model, LatentVariable):
+        if len(space.points) > STATES:
+            return "an integral over z for every point of a grid takes too long"
+        found = quadrature(model, space.points)
+        return found if isinstance(found, str) else found[0]
+    return "the model knows no probability of x"
+
+
+@torch.no_grad()
+def quadrature(model: LatentVariable, x: Tensor) -> tuple[Tensor, float] | str:
+    """log ∫ p(x|z) p(z) dz in nats for each of x (B, *shape), float64, and its error; or why that can't be had.
+
+    By the midpoint rule, which converges faster than any power of the step for a smooth integrand with light tails.
+    """
+    prior = model.prior
+    codes = around(prior.sample(torch.Size([20_000])), fine=False)
+    if isinstance(codes, str):
+        return f"codes of {codes}"
+    rows = []
+    for z in codes.points.split(CHUNK):
+        p, log_prior = model.decode(z), prior.log_prob(z).double()
+        rows.append(torch.stack([p.log_prob(v.expand(len(z), *v.shape)).double() + log_prior for v in x], 1))
+    log_joint = torch.cat(rows)
+    return codes.log_total(log_joint), codes.uncertainty(log_joint)
+
+
+def chi_square(observed: Tensor, expected: Tensor) -> tuple[float, int]:
+    """Pearson's statistic of counts (cells,) and its degrees of freedom; cells expecting fewer than 5 are one cell.
+
+    >>> chi_square(torch.tensor([8, 12]), torch.tensor([10.0, 10.0]))
+    (0.8, 1)
+    """
+    observed, expected = observed.double(), expected.double()
+    rare = expected < 5
+    if rare.any():
+        observed = torch.cat([observed[~rare], observed[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    kept = expected > 0
+    if observed[~kept].sum() > 0:
+        return math.inf, 1
+    observed, expected = observed[kept], expected[kept]
+    return round(float(((observed - expected) ** 2 / expected).sum()), 9), max(len(expected) - 1, 1)
+
+
+def critical(freedom: int, p: float = IMPROBABLE) -> float:
+    """What a chi-square variable exceeds with probability p.
+
+    >>> round(critical(10, 0.05), 3)
+    18.307
+    """
+    half = torch.tensor(freedom / 2, dtype=torch.float64)
+    low, high = 0.0, 10.0 * freedom + 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = float(torch.special.gammaincc(half, torch.tensor(middle / 2, dtype=torch.float64))) > p
+        low, high = (middle, high) if above else (low, middle)
+    return high
+
+
+def follow(draws: Tensor, space: Space, log_p: Tensor) -> tuple[float, float, str]:
+    """The chi-square statistic of `draws` against exp(log_p) on `space`, its critical value, and both in words."""
+    where = space.locate(draws)
+    outside = int((where < 0).sum())
+    mass = space.masses(log_p)
+    strangers = outside if space.levels is not None else 0  # beyond a grid lies a part in thousands; no state is beyond
+    observed = torch.bincount(where[where >= 0], minlength=space.bins)
+    statistic, freedom = chi_square(observed, mass * int(observed.sum()))
+    statistic = math.inf if strangers or outside > len(draws) // 100 else statistic
+    return statistic, critical(freedom), f"chi-square of {len(draws):,} draws, {freedom} degrees of freedom"
+
+
+def sigmas(estimates: Tensor, truth: Tensor, floor: float = 0.0) -> float:
+    """The largest distance of a mean over axis 0 of `estimates` (R, …) from `truth` (…), in standard errors.
+
+    `floor` is added to the errors: what rounding may do.
+    """
+    estimates = estimates.double()
+    error = estimates.std(0) / len(estimates) ** 0.5 + floor + 1e-6 * truth.double().abs()
+    return float(((estimates.mean(0) - truth.double()).abs() / error).max())
