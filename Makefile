@@ -1,8 +1,9 @@
-# make run    install and train the default: a VAE on the embedded handwritten digits
-# make test   install and run the tests
-# make check  formatter, linter, types and tests: what CI runs
-# make lint   formatter, linter and types alone
-# make format rewrite the code in the formatter's style
+# make run     install and train the default: a VAE on the embedded handwritten digits
+# make test    install and run the tests
+# make check   formatter, linter, types and tests: what CI runs
+# make lint    formatter, linter and types alone
+# make results docs/results.md anew, from the records in docs/results/
+# make format  rewrite the code in the formatter's style
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 JOBS ?= 2
 
-.PHONY: run test check lint format clean
+.PHONY: run test check lint results format clean
 
 run: $(VENV)/installed
 	$(BIN)/gentrain
@@ -25,6 +26,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/basedpyright
 
 check: lint test
+
+results: $(VENV)/installed
+	$(BIN)/python -m gentrain.tasks.results
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

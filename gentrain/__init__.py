@@ -11,17 +11,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "load", "train"]
+__all__ = ["__version__", "compare", "evaluate", "load", "reproduce", "train"]
 
 if TYPE_CHECKING:
+    from gentrain.tasks.compare import compare
     from gentrain.tasks.evaluate import evaluate
     from gentrain.tasks.load import load
+    from gentrain.tasks.reproduce import reproduce
     from gentrain.tasks.train import train
 
 
 def __getattr__(name: str) -> Any:
     # torch takes over a second to import: `gentrain --help` and a mistyped option must not wait for it
-    if name in ("evaluate", "load", "train"):
+    if name in ("compare", "evaluate", "load", "reproduce", "train"):
         from importlib import import_module
 
         return getattr(import_module(f"gentrain.tasks.{name}"), name)

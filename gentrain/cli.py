@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -20,6 +21,9 @@ VERBS = {
     "resume": "go on with a run: gentrain resume run=DIR",
     "evaluate": "measure a trained model: gentrain evaluate run=DIR",
     "sample": "draw from a trained model: gentrain sample run=DIR n=64",
+    "compare": "one honest table of runs: gentrain compare runs=outputs",
+    "check": "prove a model on tiny spaces: gentrain check model=rbm",
+    "reproduce": "train and check a published result: gentrain reproduce experiment=base_rate_mnist",
 }
 
 
@@ -107,10 +111,16 @@ def _dispatch(args: list[str]) -> int:
     from gentrain.tasks.launch import take_config_dir
 
     args, folder = take_config_dir(args)
+    if verb == "reproduce":
+        from gentrain.tasks import reproduce
+
+        return reproduce.main(args, folder)
     overrides = [a for a in args if a != "traceback=true"]
     for a in overrides:
         if a.startswith("-") or "=" not in a:
             raise UsageError(f"{a}: gentrain {verb} takes key=value; see gentrain {verb} --help")
+    if verb == "check":
+        return _check(overrides, [folder] if folder else [])
     return _resume(overrides) if verb == "resume" else _other(verb, overrides, [folder] if folder else [])
 
 
@@ -127,12 +137,28 @@ def _resume(overrides: list[str]) -> int:
     return 0
 
 
+def _check(overrides: list[str], folders: list[Path]) -> int:
+    from gentrain import config
+    from gentrain.settings import CheckSettings
+
+    own = [o for o in overrides if o.split("=")[0] == "n"]
+    settings = config.record(CheckSettings, config.compose("check", own))
+    words = [o for o in overrides if o not in own]
+    cfg = config.compose("train", words, folders)
+    config.require_said(cfg, words)
+    config.check(cfg)  # before torch is imported
+    from gentrain.tasks.check import main as prove
+
+    return 0 if prove(settings, words, folders) else 1
+
+
 def _other(verb: str, overrides: list[str], folders: list[Path]) -> int:
     """A verb with a configuration of its own: complain about it before torch is imported, then do it."""
     from importlib import import_module
 
     from gentrain import config
 
+    overrides = [re.sub(r"^(\w+)=([^\[\]{}()'\"=\s]+,[^\[\]{}()'\"=\s]+)$", r"\1=[\2]", o) for o in overrides]  # a,b is no sweep
     cfg = config.compose(verb, overrides, folders)
     config.require_said(cfg, overrides)
     config.CHECKS[verb](cfg)

@@ -21,9 +21,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from gentrain import yamlfiles
 from gentrain.errors import GentrainError, UsageError, nearest
 from gentrain.settings import (
+    CompareSettings,
     DataSettings,
     DeviceSettings,
     EvaluateSettings,
+    Expectation,
+    Judges,
     RunSettings,
     SampleSettings,
     TrainerSettings,
@@ -159,7 +162,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """
     plain = resolve(cfg)
     sections = ("data", "model", "objective", "optim")
-    top = {f.name for f in fields(RunSettings)} | {"trainer", "device", *sections}
+    top = {f.name for f in fields(RunSettings)} | {"trainer", "device", "expect", "evaluate", *sections}
     _known_keys("", plain, top)
     _check_record(RunSettings, {k: v for k, v in plain.items() if k in RunSettings.__dataclass_fields__}, "")
     for section in (*sections, "trainer", "device"):
@@ -174,7 +177,19 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     _check_target("data", own, raw["data"], plain["trust"], also=shared)
     for section in sections[1:]:
         _check_target(section, plain[section], raw[section], plain["trust"])
+    _check_expectations(plain)
     return plain
+
+
+def _check_expectations(plain: Mapping[str, Any]) -> None:
+    """Check `expect` and `evaluate`, which an experiment's file brings: they say how it is judged and train nothing."""
+    expect = plain.get("expect", [])
+    check_value(list[dict], expect, "expect")
+    for i, item in enumerate(expect):
+        _check_record(Expectation, item, f"expect.{i}.")
+    if "evaluate" in plain:
+        check_value(dict, plain["evaluate"], "evaluate")
+        _check_record(Judges, plain["evaluate"], "evaluate.")
 
 
 def check_evaluation(cfg: DictConfig) -> dict[str, Any]:
@@ -221,6 +236,7 @@ def record(kind: type[T], cfg: DictConfig) -> T:
 CHECKS: dict[str, Callable[[DictConfig], Any]] = {
     "evaluate": check_evaluation,
     "sample": lambda cfg: record(SampleSettings, cfg),
+    "compare": lambda cfg: record(CompareSettings, cfg),
 }
 """Verb -> what refuses a bad `conf/<verb>.yaml` configuration, without torch."""
 
@@ -263,7 +279,7 @@ def _check_record(record: type, values: Mapping[str, Any], prefix: str) -> None:
     hints = get_type_hints(record, include_extras=True)
     _known_keys(prefix, values, hints)
     for f in fields(record):
-        if f.name not in values and f.default is MISSING:
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise UsageError(f"{prefix}{f.name}: missing from the configuration")
         if f.name in values:
             check_value(hints[f.name], values[f.name], prefix + f.name)

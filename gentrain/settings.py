@@ -5,11 +5,21 @@ Their defaults and one-line meanings stand in `conf/train.yaml` and `conf/device
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from gentrain.errors import UsageError
-from gentrain.types import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, Shape, Support
+from gentrain.types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Shape,
+    Support,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,14 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
+class CheckSettings:
+    """The keys of `conf/check.yaml`; all others are those of training."""
+
+    n: PositiveInt
+    traceback: bool
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """The keys at the top of `conf/evaluate.yaml`; `device` and `metric` come from their groups."""
 
@@ -108,6 +126,93 @@ class EvaluateSettings:
     seed: NonNegativeInt
     again: bool
     trust: list[str]
+    traceback: bool
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A number that an experiment should come to: an item of `expect` in `conf/experiment/*.yaml`.
+
+    Args:
+        metric, kind, unit, split, protocol: of the ledger's row that it is held against.
+        value, tolerance, direction: `within` the tolerance of the value, or `at_least` or `at_most` that.
+        source: where the value comes from.
+        minutes: what training and evaluation take, on two cores or on a GPU.
+        status, measured: what became of it so far, and the number.
+    """
+
+    metric: str
+    kind: str
+    value: Annotated[float, Range()]
+    tolerance: NonNegativeFloat
+    protocol: str
+    source: str
+    minutes: dict[Literal["cores2", "gpu"], PositiveFloat]
+    status: Literal["reached", "short", "not run"]
+    direction: Literal["within", "at_least", "at_most"] = "within"
+    unit: str = "nats"
+    split: Literal["train", "validation", "test"] = "test"
+    measured: float | None = None
+
+    def holds(self, found: float) -> bool:
+        """Whether `found` is what was expected. NaN never is.
+
+        >>> reference = dict(metric="log_likelihood", kind="ais", value=-86.0, tolerance=1.0, protocol="binary",
+        ...                  source="a paper", minutes={"gpu": 30.0}, status="not run")
+        >>> [Expectation(**reference).holds(v) for v in (-87.5, -87.0, -85.0, -84.5, float("nan"))]
+        [False, True, True, False, False]
+        >>> [Expectation(**reference, direction="at_least").holds(v) for v in (-87.5, -87.0, -80.0)]
+        [False, True, True]
+        """
+        if self.direction == "within":
+            return abs(found - self.value) <= self.tolerance
+        if self.direction == "at_least":
+            return found >= self.value - self.tolerance
+        return found <= self.value + self.tolerance
+
+    @property
+    def goal(self) -> str:
+        """In words: `-205.81 ± 0.05`, `at least -100`, `at least -90.26 - 0.5`."""
+        word, sign = {"within": ("", "±"), "at_least": ("at least ", "-"), "at_most": ("at most ", "+")}[self.direction]
+        return f"{word}{self.value:g}" + (f" {sign} {self.tolerance:g}" if self.tolerance else "")
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Which estimators judge an experiment: `evaluate` in `conf/experiment/*.yaml`, as in `gentrain evaluate`."""
+
+    metrics: list[str]
+    metric: dict[str, dict[str, Any]] = field(default_factory=dict)
+    n: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+
+    @property
+    def overrides(self) -> list[str]:
+        """The same as overrides of `conf/evaluate.yaml`."""
+        settings = [f"metric.{name}.{k}={json.dumps(v)}" for name, node in self.metric.items() for k, v in node.items()]
+        return [f"metrics=[{','.join(self.metrics)}]", *settings, f"n={json.dumps(self.n)}", f"seed={self.seed}"]
+
+
+@dataclass(frozen=True)
+class ReproduceSettings:
+    """The keys of `conf/reproduce.yaml`; all others are changes to the experiment."""
+
+    experiment: str
+    reuse: bool
+    record: bool
+    traceback: bool
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """The keys of `conf/compare.yaml`."""
+
+    runs: str | list[str]
+    group_by: list[str]
+    sort: str
+    metrics: list[str]
+    format: Literal["table", "csv", "json", "md", "html"] | None
+    out: str | None
     traceback: bool
 
 

@@ -18,7 +18,9 @@ def usage(verb: str, verbs: Mapping[str, str]) -> str:
     for group, options in groups().items():
         if options:
             lines += ["", f"{group}=…"]
-            lines += [f"  {option:<16}{_first_comment(conf_dir() / group / f'{option}.yaml')}" for option in options]
+            width = max(16, *(len(option) + 2 for option in options))
+            texts = [_first_comment(conf_dir() / group / f"{option}.yaml") for option in options]
+            lines += [f"  {option:<{width}}{text}" for option, text in zip(options, texts, strict=True)]
     lines += ["", "Keys of every training (gentrain --cfg job shows all, with your choices applied)"]
     text = (conf_dir() / "train.yaml").read_text(encoding="utf-8")
     body = text[text.index("seed:") : text.index("hydra:")].rstrip()
@@ -37,5 +39,5 @@ def usage(verb: str, verbs: Mapping[str, str]) -> str:
 
 
 def _first_comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if not line.startswith("# @package")]
+    return lines[0].lstrip("# ") if lines[0].startswith("#") else ""

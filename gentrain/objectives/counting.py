@@ -16,28 +16,21 @@ from gentrain.update import Objective, Score, Update
 class Counting(Objective):
     """Hands every batch to the model: one epoch is the whole fit, a further one counts the same examples again.
 
-    Metrics: `examples` taken in so far and, of a model with a density, `log_likelihood` of each batch just before it is
-    taken in (Dawid's prequential score, in nats): a held-out number from training data, as long as no example has come
-    a second time.
+    Metrics: `examples` taken in at a step and, of a model with a density, `log_likelihood` of each batch just before it
+    is taken in (Dawid's prequential score, in nats): a held-out number from training data, as long as no example has
+    come a second time.
     """
 
     needs = Accumulates
     parts = ()
     monitor = "log_likelihood"
 
-    examples: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("examples", torch.zeros((), dtype=torch.int64))
-
     @torch.no_grad()
     def forward(self, model: Accumulates, batch: Batch, progress: float) -> Iterator[Update]:
         x = _of_all_processes(batch.x)
         metrics = {"log_likelihood": model.log_prob(x).mean()} if isinstance(model, Density) else {}
         model.accumulate(x)
-        self.examples += len(x)
-        yield Update(metrics={**metrics, "examples": self.examples.clone()})
+        yield Update(metrics={**metrics, "examples": torch.full((), float(len(x)), device=x.device)})
 
     @torch.no_grad()
     def validate(self, model: Accumulates, batch: Batch) -> dict[str, Score]:
