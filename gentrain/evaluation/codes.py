@@ -119,7 +119,8 @@ def neighbours(queries: Tensor, keys: Tensor, k: int, same: bool = False) -> Ten
         _, positions = nearest(block, keys.split(KEYS), k + same)
         if same:
             own = positions == torch.arange(start, start + len(block), device=positions.device)[:, None]
-            positions = positions.gather(1, own.int().argsort(dim=1, stable=True)[:, :k])  # itself last, which is cut off
+            others_first = own.int().argsort(dim=1, stable=True)
+            positions = positions.gather(1, others_first[:, :k])
         found.append(positions)
     return torch.cat(found)
 

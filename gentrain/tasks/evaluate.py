@@ -16,7 +16,7 @@ from gentrain import checkpoint, config
 from gentrain import device as devices
 from gentrain.console import console, print_table, track
 from gentrain.errors import GentrainError, UsageError
-from gentrain.evaluation import ledger
+from gentrain.evaluation import health, ledger
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, seeded
 from gentrain.evaluation.ledger import Row
 from gentrain.evaluation.standard import standard
@@ -75,6 +75,8 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
             )
             rows += fresh
     show(rows)
+    for complaint in health.complaints(health.examine(trained.subject, settings.seed, thorough=True)):
+        console().print(f"health: {complaint.line}", markup=False, highlight=False, soft_wrap=True)
     return rows
 
 

@@ -12,7 +12,7 @@ import torch
 
 from gentrain import pictures
 from gentrain.data.pipeline import Pipeline
-from gentrain.evaluation import ledger
+from gentrain.evaluation import health, ledger
 from gentrain.evaluation.estimator import Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
 from gentrain.evaluation.standard import standard
@@ -33,6 +33,7 @@ class Look:
         self.report = report
         self.pipeline = pipeline
         self.picture: Path | None = None
+        self._said: set[str] = set()  # complaints that still hold and need no second mention
         split = "validation" if pipeline.spec.sizes.get("validation") else None
         self.split = split
         self._fixed = next(pipeline.evaluation(split or "train", batch_size=SHOWN, limit=SHOWN)).x
@@ -41,16 +42,24 @@ class Look:
         return self.evaluate(trainer) if what == "evaluate" else self.draw(trainer.averaged, trainer.step)
 
     def evaluate(self, trainer: Trainer) -> Callable[[], tuple[str, float] | None]:
-        """The validation numbers; filing them returns the one that chooses the best checkpoint."""
+        """The validation numbers and the signs of health; filing them returns what chooses the best checkpoint."""
         found: dict[str, Estimate] = {}
         values: dict[str, float] = {}
         if self.split is not None:
             found = held_out(trainer.objective, trainer.averaged, self.pipeline, self.split)
             values = self._cheap(trainer, self.split) | {name: e.mean for name, e in found.items()}
+        signs = health.examine(Subject(trainer.averaged, self.pipeline, self.split or "train"), SEED)
 
         def file() -> tuple[str, float] | None:
-            if values:
-                self.report.scalars(trainer.step, {f"{self.split}/{name}": value for name, value in values.items()})
+            numbers = {f"{self.split}/{name}": value for name, value in values.items()}
+            numbers |= {f"health/{sign.name}": sign.number for sign in signs}
+            if numbers:
+                self.report.scalars(trainer.step, numbers)
+            complaints = health.complaints(signs)
+            for complaint in complaints:
+                if complaint.name not in self._said:
+                    self.report.say(f"health: {complaint.line}")
+            self._said = {complaint.name for complaint in complaints}
             monitor = trainer.objective.monitor
             return (monitor, found[monitor].mean) if monitor in found else None
 
