@@ -158,9 +158,18 @@ def _other(verb: str, overrides: list[str], folders: list[Path]) -> int:
 
     from gentrain import config
 
-    overrides = [re.sub(r"^(\w+)=([^\[\]{}()'\"=\s]+,[^\[\]{}()'\"=\s]+)$", r"\1=[\2]", o) for o in overrides]  # a,b is no sweep
+    overrides = [_listed(o) for o in overrides]
     cfg = config.compose(verb, overrides, folders)
     config.require_said(cfg, overrides)
     config.CHECKS[verb](cfg)
     import_module(f"gentrain.tasks.{verb}").main(cfg, overrides)
     return 0
+
+
+def _listed(override: str) -> str:
+    """`key=a,b` as `key=[a,b]`: only training knows sweeps, to every other verb several words are a list.
+
+    >>> _listed("metrics=ais,exact"), _listed("n=64")
+    ('metrics=[ais,exact]', 'n=64')
+    """
+    return re.sub(r"^(\w+)=([^\s=,()\[\]{}'\"]+(?:,[^\s=,()\[\]{}'\"]+)+)$", r"\1=[\2]", override)

@@ -208,9 +208,9 @@ class CompareSettings:
     """The keys of `conf/compare.yaml`."""
 
     runs: str | list[str]
-    group_by: list[str]
+    group_by: str | list[str]
     sort: str
-    metrics: list[str]
+    metrics: str | list[str]
     format: Literal["table", "csv", "json", "md", "html"] | None
     out: str | None
     traceback: bool
