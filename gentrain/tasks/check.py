@@ -49,11 +49,11 @@ def main(settings: CheckSettings, overrides: Sequence[str], folders: Sequence[Pa
     assembly, cfg = tiny(overrides, folders)
     say = console().print
     spec = assembly.source.spec
-    sizes = [f"model.{k}={_brief(v)}" for k, v in assembly.plain["model"].items() if k in SMALL]
+    sizes = [f"model.{k}={_brief(v)}" for k, v in assembly.plain["model"].items() if k in SMALL and v is not None]
     count = sum(p.numel() for p in assembly.model.parameters())
     shape = "x".join(map(str, spec.shape))
     say(
-        f"{assembly.name} on {spec.name} ({shape}, {assembly.model.support}): {count:,} parameters, {' '.join(sizes)}",
+        f"{assembly.name} on {spec.name} ({shape}, {assembly.model.support}), {count:,} parameters: {' '.join(sizes)}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     checks = _check(assembly, cfg, settings.n)

@@ -17,6 +17,8 @@ CHUNK = 1 << 13
 """Points that a model is given at a time."""
 COARSE = 3
 """A grid this many times as coarse tells how far an integral can be trusted."""
+SHARP = 0.05
+"""In nats: an integral that changes by more on a coarser grid is not trusted."""
 IMPROBABLE = 1e-6
 """A statistic so large would turn up by chance once in a million checks: then the claim is held to be wrong."""
 
@@ -104,18 +106,23 @@ def grid(low: Tensor, high: Tensor, shape: tuple[int, ...], bins: int, cells: in
     )
 
 
-def around(draws: Tensor, fine: bool = True) -> Space | str:
+def around(draws: Tensor, cells: int | None = None) -> Space | str:
     """A grid over where `draws` (n, *shape) lie and as far beyond on either side as half of their range.
 
-    Or in words, why there is none. `fine` is for densities of x, the coarser one for smooth integrals over codes.
+    `cells` points along an axis of a bin; None are enough for densities that are not smooth. Or in words, why there is
+    no grid.
     """
     flat = draws.flatten(1)
     if flat.shape[1] > 2:
         return f"{flat.shape[1]} real dimensions are too many for a grid, 2 at most"
     low, high = flat.min(0).values, flat.max(0).values
     margin = 0.5 * (high - low) + 1e-3
-    bins, cells = ((20, 18) if fine else (20, 6)) if flat.shape[1] == 2 else (100, 36)
-    return grid(low - margin, high + margin, tuple(draws.shape[1:]), bins, cells)
+    return grid(low - margin, high + margin, tuple(draws.shape[1:]), *_fineness(flat.shape[1], cells))
+
+
+def _fineness(dims: int, cells: int | None = None) -> tuple[int, int]:
+    """Bins along an axis, and points along an axis of a bin."""
+    return (20, cells or 18) if dims == 2 else (100, cells or 36)
 
 
 @torch.no_grad()
@@ -131,8 +138,7 @@ def space_of(model: Generative, levels: int | None, like: Tensor) -> Space | str
     if model.support == "real" or size > 2:
         return around(torch.cat([model.sample(4000).to(like), like]))
     low = torch.full((size,), 0.0 if model.support == "unit" else -1.0, device=like.device)
-    bins, cells = (20, 18) if size == 2 else (100, 36)
-    return grid(low, torch.ones_like(low), tuple(model.shape), bins, cells)
+    return grid(low, torch.ones_like(low), tuple(model.shape), *_fineness(size))
 
 
 @torch.no_grad()
@@ -153,29 +159,43 @@ def exact_log_prob(model: Generative, space: Space) -> Tensor | str:
         log_p = -over(model.free_energy, space.points)
         return log_p.double() - space.log_total(log_p)
     if isinstance(model, LatentVariable):
-        if len(space.points) > STATES:
-            return "an integral over z for every point of a grid takes too long"
         found = quadrature(model, space.points)
-        return found if isinstance(found, str) else found[0]
+        return found if isinstance(found, str) else found.log_p
     return "the model knows no probability of x"
 
 
+@dataclass(frozen=True)
+class Integral:
+    """log ∫ p(x, z) dz in nats, (B,), off by at most `unsure`; log p(x, z) at the points z of `codes`, (M, B)."""
+
+    log_p: Tensor
+    unsure: float
+    codes: Space
+    log_joint: Tensor
+
+
 @torch.no_grad()
-def quadrature(model: LatentVariable, x: Tensor) -> tuple[Tensor, float] | str:
-    """log ∫ p(x|z) p(z) dz in nats for each of x (B, *shape), float64, and its error; or why that can't be had.
+def quadrature(model: LatentVariable, x: Tensor) -> Integral | str:
+    """∫ p(x|z) p(z) dz for each of x (B, *shape), in float64, or in words why it can't be had.
 
     By the midpoint rule, which converges faster than any power of the step for a smooth integrand with light tails.
     """
-    prior = model.prior
-    codes = around(prior.sample(torch.Size([20_000])), fine=False)
-    if isinstance(codes, str):
-        return f"codes of {codes}"
-    rows = []
-    for z in codes.points.split(CHUNK):
-        p, log_prior = model.decode(z), prior.log_prob(z).double()
-        rows.append(torch.stack([p.log_prob(v.expand(len(z), *v.shape)).double() + log_prior for v in x], 1))
-    log_joint = torch.cat(rows)
-    return codes.log_total(log_joint), codes.uncertainty(log_joint)
+    prior, draws = model.prior, model.prior.sample(torch.Size([20_000]))
+    for cells in (6, 18):
+        codes = around(draws, cells)
+        if isinstance(codes, str):
+            return f"codes of {codes}"
+        rows = []
+        for z in codes.points.split(CHUNK):
+            p, log_prior = model.decode(z), prior.log_prob(z).double()
+            rows.append(torch.stack([p.log_prob(v.expand(len(z), *v.shape)).double() + log_prior for v in x], 1))
+        log_joint = torch.cat(rows)
+        unsure = codes.uncertainty(log_joint)
+        if unsure < SHARP / 10 or len(x) > 100:
+            break
+    if unsure > SHARP:
+        return "p(x|z) is too sharp for a grid of codes"
+    return Integral(codes.log_total(log_joint), unsure, codes, log_joint)
 
 
 def chi_square(observed: Tensor, expected: Tensor) -> tuple[float, int]:
