@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import chain
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gentrain.types import Support
+
+State = TypeVar("State")
 
 
 class Generative(nn.Module, ABC):
@@ -121,10 +123,59 @@ class Enumerable(EnergyBased):
     def log_partition(self) -> Tensor:
         """log Z in nats, float64. Raises UsageError unless `enumerable`."""
 
+    @abstractmethod
+    def exact_sample(self, n: int) -> Tensor:
+        """n independent examples by enumeration, without a Markov chain. Raises UsageError unless `enumerable`."""
+
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) = -F(x) - log Z in nats, (B,), exact and without gradient. Raises UsageError unless `enumerable`."""
         return -self.free_energy(x) - self.log_partition().to(x.device, torch.float32)
+
+
+class TemperedPath(ABC, Generic[State]):
+    """Unnormalised distributions p*_β(x), 0 <= β <= 1, from a base whose normaliser is known to a model (Neal 2001).
+
+    What annealed importance sampling needs. A state stands for n examples and whatever a path wants to keep of them
+    from one β to the next, statistics that are dear to compute for instance. `start` and `state` make it, `transition`
+    moves it.
+
+    Attributes:
+        log_partition: log of the normaliser at β = 0, in nats.
+    """
+
+    log_partition: float
+
+    @abstractmethod
+    def start(self, n: int) -> State:
+        """n independent draws from the base."""
+
+    @abstractmethod
+    def state(self, x: Tensor) -> State:
+        """The state of given examples, (n, *shape)."""
+
+    @abstractmethod
+    def example(self, state: State) -> Tensor:
+        """The examples, (n, *shape)."""
+
+    @abstractmethod
+    def log_prob(self, state: State, beta: float) -> Tensor:
+        """log p*_β in nats, (n,), float64."""
+
+    @abstractmethod
+    def transition(self, state: State, beta: float) -> State:
+        """One step of a Markov chain in detailed balance with p_β: so the same step serves both directions."""
+
+
+class Annealed(EnergyBased):
+    """An energy model that a path of tempered distributions joins to one without interactions."""
+
+    @abstractmethod
+    def tempered(self, mean: Tensor, smoothing: float = 0.05) -> TemperedPath:
+        """The path to log p* = -F from the factorial model of a mean example, (*shape).
+
+        The nearer the base to the data the shorter the way; `smoothing` keeps it wide enough to cover the model.
+        """
 
 
 class PseudoLikelihood(Generative):

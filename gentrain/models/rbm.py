@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,21 @@ from torch.nn.functional import logsigmoid, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Codes, Enumerable, Filters, Harmonium, PseudoLikelihood, Reconstructs, StartsFromMean
+from gentrain.models.base import (
+    Annealed,
+    Codes,
+    Enumerable,
+    Filters,
+    Harmonium,
+    PseudoLikelihood,
+    Reconstructs,
+    StartsFromMean,
+    TemperedPath,
+)
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
-class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs, StartsFromMean):
+class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Filters, Reconstructs, StartsFromMean):
     """p(v) = Σ_h exp(-E(v, h)) / Z with E(v, h) = -hᵀWv - bᵀv - cᵀh, v and h binary (Smolensky 1986; Hinton 2002).
 
     F(v) = -bᵀv - Σ_j softplus(c_j + W_j v), p(h_j = 1 | v) = σ(c_j + W_j v), p(v_i = 1 | h) = σ(b_i + Wᵀ_i h).
@@ -124,11 +135,7 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs,
         Raises:
             UsageError: neither layer is small enough.
         """
-        if not self.enumerable:
-            raise UsageError(
-                f"the exact partition function of {self.visible} visible and {self.hidden} hidden units is a sum over "
-                f"2^{self.enumeration_bits} states; the smaller layer may have {self.limit} units at most"
-            )
+        self._require_enumerable()
         parameters = [self.weight, self.visible_bias, self.hidden_bias]
         if self._partition is None or not all(map(torch.equal, parameters, self._partition[0])):
             host = "cpu" if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
@@ -136,6 +143,47 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs,
                 value = log_partition(*(p.to(host).double() for p in parameters))
             self._partition = [p.detach().clone() for p in parameters], value
         return self._partition[1]
+
+    def _require_enumerable(self) -> None:
+        if not self.enumerable:
+            raise UsageError(
+                f"the exact partition function of {self.visible} visible and {self.hidden} hidden units is a sum over "
+                f"2^{self.enumeration_bits} states; the smaller layer may have {self.limit} units at most"
+            )
+
+    @torch.no_grad()
+    def exact_sample(self, n: int) -> Tensor:
+        """n independent examples: a state of the smaller layer from the table of all their probabilities, then v.
+
+        Time is that of 2^units softpluses of the larger layer, memory 2^units doubles.
+
+        Raises:
+            UsageError: neither layer is small enough.
+        """
+        self._require_enumerable()
+        host = "cpu" if self.device.type == "mps" else self.device
+        W, b, c = (p.to(host).double() for p in (self.weight, self.visible_bias, self.hidden_bias))
+        if swapped := self.hidden > self.visible:
+            W, b, c = W.t(), c, b
+        units = torch.arange(len(c), device=host)
+        blocks = torch.arange(1 << len(c), device=host).split(1 << 12)
+        small = (((index[:, None] >> units) & 1).double() for index in blocks)
+        log_p = torch.cat([h @ c + softplus(b + h @ W).sum(-1) for h in small])
+        cumulative = torch.softmax(log_p, 0).cumsum(0)
+        u = torch.rand(n, dtype=torch.float64, device=host) * cumulative[-1]
+        index = torch.searchsorted(cumulative, u, right=True).clamp(max=len(cumulative) - 1)
+        drawn = ((index[:, None] >> units) & 1).to(self.device, self.weight.dtype)
+        return drawn.view(-1, *self.shape) if swapped else self.sample_visible(drawn)
+
+    def tempered(self, mean: Tensor, smoothing: float = 0.05) -> TemperedPath:
+        """The path of Salakhutdinov & Murray (2008) from independent bits of probability p = (mean + s)/(1 + s).
+
+        log p*_β(v) = (1-β) b_Aᵀv + β bᵀv + Σ_j softplus(β (c_j + W_j v)), b_A = logit p, log Z_A = Σ_i softplus(b_A,i)
+        + H log 2. Their p = (n + 5B)/(N + 5B) for n of N examples in B = N/100 mini-batches is s = 0.05, the default.
+        Whatever s is, p is kept within [1e-5, 1 - 1e-5].
+        """
+        p = ((mean.flatten().double() + smoothing) / (1 + smoothing)).clamp(1e-5, 1 - 1e-5)
+        return _RBMPath(self, torch.logit(p))
 
     @torch.no_grad()
     def pseudo_log_likelihood(self, x: Tensor, bits: int | None = None) -> Tensor:
@@ -156,6 +204,53 @@ class RBM(Harmonium, Enumerable, PseudoLikelihood, Codes, Filters, Reconstructs,
             difference = flip[:, 0] * self.visible_bias[index] + softplus(after).sum(-1) - rest
             total += logsigmoid(-difference)
         return total if bits is None else total * (self.visible / bits)
+
+
+class _Visible(NamedTuple):
+    """n states of the visible units with what every β needs of them."""
+
+    v: Tensor  # (n, visible)
+    field: Tensor  # c + W v, (n, hidden)
+    bias: Tensor  # bᵀv, (n,), float64
+    base: Tensor  # b_Aᵀv, (n,), float64
+
+
+class _RBMPath(TemperedPath[_Visible]):
+    """From independent bits to an RBM. One β costs two matrix products: W v is kept until v moves.
+
+    Products are in the model's own precision. What log weights add up is float64: differences of log p* at one v, in
+    which the rounding of W v, which both terms share, all but cancels.
+    """
+
+    def __init__(self, rbm: RBM, base: Tensor):
+        host = torch.device("cpu") if rbm.device.type == "mps" else rbm.device  # Apple's GPUs have no float64
+        self.shape, self.device = rbm.shape, rbm.device
+        self.W, self.b, self.c = (p.detach().to(host) for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias))
+        self.base = base.to(host, self.W.dtype)
+        self.biases = torch.stack([self.b, self.base], 1).double()
+        self.log_partition = softplus(self.base.double()).sum().item() + rbm.hidden * math.log(2)
+
+    def start(self, n: int) -> _Visible:
+        return self._state(noise.bernoulli(torch.sigmoid(self.base).expand(n, -1)))
+
+    def state(self, x: Tensor) -> _Visible:
+        return self._state(x.flatten(1).to(self.W))
+
+    def _state(self, v: Tensor) -> _Visible:
+        bias, base = (v.double() @ self.biases).unbind(1)
+        return _Visible(v, nn.functional.linear(v, self.W, self.c), bias, base)
+
+    def example(self, state: _Visible) -> Tensor:
+        return state.v.view(-1, *self.shape).to(self.device)
+
+    def log_prob(self, state: _Visible, beta: float) -> Tensor:
+        hidden = softplus(beta * state.field).sum(-1, dtype=torch.float64)
+        return (1 - beta) * state.base + beta * state.bias + hidden
+
+    def transition(self, state: _Visible, beta: float) -> _Visible:
+        h = noise.bernoulli(torch.sigmoid(beta * state.field))
+        bias = (1 - beta) * self.base + beta * self.b
+        return self._state(noise.bernoulli(torch.sigmoid(torch.addmm(bias, h, self.W, alpha=beta))))
 
 
 def log_partition(W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: int = 7) -> Tensor:
