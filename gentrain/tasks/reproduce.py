@@ -86,12 +86,9 @@ def reproduce(
     Raises:
         GentrainError: as the command line reports it; `UsageError` before anything is trained.
     """
-    found = _reproduce(plan(experiment, overrides, [Path(f).resolve() for f in folders]), reuse)
-    if record:
-        from gentrain.tasks import results
-
-        results.record(found)
-    return found
+    one = plan(experiment, overrides, [Path(f).resolve() for f in folders])
+    _require_recordable([one] if record else [])
+    return _carry_out(one, reuse, record)
 
 
 def main(args: list[str], folder: Path | None = None) -> int:
@@ -110,15 +107,11 @@ def main(args: list[str], folder: Path | None = None) -> int:
     cfg = config.compose("reproduce", [f"{key}={value}" for key, value in own.items() if key != "experiment"])
     cfg.experiment = own["experiment"]  # to Hydra the word is a group, of `train` alone
     settings = config.record(ReproduceSettings, cfg)
+    _require_recordable(plans if settings.record else [])
     outcomes: list[Reproduction | str] = []
     for one in plans:
         try:
-            found = _reproduce(one, settings.reuse)
-            if settings.record:
-                from gentrain.tasks import results
-
-                results.record(found)
-            outcomes.append(found)
+            outcomes.append(_carry_out(one, settings.reuse, settings.record))
         except Interrupted:
             raise
         except Exception as error:
@@ -202,17 +195,36 @@ def _recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in _flat(stored).items() if (not _free(k) or k == "seed") and k not in FACTS}
 
 
+def _require_recordable(plans: Sequence[Plan]) -> None:
+    """Refuse before hours of training what can't be recorded after them."""
+    from gentrain.tasks import results
+
+    for one in plans:
+        results.documents()
+        if one.changes:
+            raise UsageError(f"record=true: {'; '.join(_listed(one.changes))}: only the declared recipe is recorded")
+        if one.name not in config.groups()["experiment"]:
+            raise UsageError(
+                f"record=true: {one.name} is an experiment of your own, docs/results.md is about gentrain's"
+            )
+
+
+def _listed(changes: Mapping[str, tuple[Any, Any]], most: int = 4) -> list[str]:
+    listed = [f"{key} {old} -> {new}" for key, (old, new) in changes.items()]
+    return listed if len(listed) <= most else [*listed[:most], f"and {len(listed) - most} more"]
+
+
 # --- training and evaluating ----------------------------------------------------------------------------------------
 
 
-def _reproduce(plan: Plan, reuse: bool) -> Reproduction:
+def _carry_out(plan: Plan, reuse: bool, record: bool) -> Reproduction:
     from gentrain import checkpoint
+    from gentrain.tasks import results
     from gentrain.tasks.evaluate import evaluate
 
     if plan.changes:
-        listed = [f"{key} {old} -> {new}" for key, (old, new) in plan.changes.items()]
-        more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
-        _say(f"{plan.name}: not the declared recipe: {'; '.join(listed[:4])}{more}: numbers without a verdict")
+        changed = "; ".join(_listed(plan.changes))
+        _say(f"{plan.name}: not the declared recipe: {changed}: numbers without a verdict")
     run = _trained(plan, earlier(plan) if reuse else None)
     rows = evaluate(run, plan.judging, plan.folders)
     judgements = [judge(expectation, rows) for expectation in plan.expectations]
@@ -225,6 +237,8 @@ def _reproduce(plan: Plan, reuse: bool) -> Reproduction:
     )  # fmt: skip
     write_json(run / NAME, describe(found, plan.overrides, state["step"]))
     _show(found)
+    if record:
+        results.record(found)
     return found
 
 
