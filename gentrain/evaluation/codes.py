@@ -251,7 +251,7 @@ class FewLabel(_Labelled):
             probe = LinearClassifier.fit(z[rows], y[rows], self.C, self.iterations, scaler)
             accuracies.setdefault(m, []).append(probe.accuracy(z_judged, y_judged))
         for m, values in accuracies.items():
-            mean, error = mean_and_error(torch.tensor(values))
+            mean, error = mean_and_error(torch.tensor(values, dtype=torch.float64))
             error = math.hypot(error, binomial_error(mean, n))
             settings = {"labels_per_class": m, "dimensions": z.shape[1]}
             yield Finding(f"probe_accuracy_{m}_labels", "probe", mean, error, "share", n, settings)
@@ -439,7 +439,8 @@ class Embedding(Estimator):
         seed = int(torch.randint(2**31 - 1, ()))
         if self.method == "tsne":
             return TSNE(perplexity=self.perplexity, init="pca", random_state=seed).fit_transform(z)
-        points = PCA(min(2, z.shape[1]), random_state=seed).fit_transform(z)
+        with np.errstate(invalid="ignore"):  # equal codes have no variance to divide by
+            points = PCA(min(2, z.shape[1]), random_state=seed).fit_transform(z)
         return points if points.shape[1] == 2 else np.pad(points, ((0, 0), (0, 1)))
 
     def trustworthiness(self, z: np.ndarray, points: np.ndarray) -> tuple[float, float]:
