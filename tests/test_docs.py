@@ -32,7 +32,7 @@ def test_the_guide_to_a_model_of_ones_own_works_as_printed(cli, tmp_path):
     done = cli(*words[1:], "trainer.checkpoint_every=100")
     assert done.returncode == 0, done.stderr
     assert re.search(r"test log_likelihood \(exact\) +-\d", done.stdout)
-    [run] = (tmp_path / "outputs").glob("digits/factorial-likelihood/*")
+    [run] = (tmp_path / "outputs").glob("digits/pixels-likelihood/*")
     trust = "trust=[my_models,my_objectives]"
     assert cli("sample", f"run={run}", trust).returncode == 0
     refused = cli(*words[1:], "model.temperature=-1")

@@ -25,6 +25,9 @@ class Counting(Objective):
     parts = ()
     monitor = "log_likelihood"
 
+    def __init__(self) -> None:  # takes nothing, and says so where `config` reads it
+        super().__init__()
+
     @torch.no_grad()
     def forward(self, model: Accumulates, batch: Batch, progress: float) -> Iterator[Update]:
         x = _of_all_processes(batch.x)
