@@ -159,7 +159,11 @@ def _other(verb: str, overrides: list[str], folders: list[Path]) -> int:
     from gentrain import config
 
     overrides = [_listed(o) for o in overrides]
-    cfg = config.compose(verb, overrides, folders)
+    if verb == "compare":  # its `metrics` are names in ledgers; to Hydra they would be the group of estimators
+        cfg = config.read(config.conf_dir() / "compare.yaml")
+        config.apply(cfg, overrides)
+    else:
+        cfg = config.compose(verb, overrides, folders)
     config.require_said(cfg, overrides)
     config.CHECKS[verb](cfg)
     import_module(f"gentrain.tasks.{verb}").main(cfg, overrides)

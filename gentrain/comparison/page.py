@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -19,21 +20,44 @@ PICTURES = 8 << 20  # bytes; a larger file is named, not embedded
 HERE = Path(__file__).parent
 
 
+@dataclass
+class Chapter:
+    """What there is on one data set: its tables, its runs, and the style in which each group of them is drawn."""
+
+    name: str
+    blocks: list[Block]
+    members: list[tuple[Group, Record]]
+
+    def __post_init__(self) -> None:
+        groups = {id(group): group for group, _ in self.members}
+        self.groups = sorted(groups.values(), key=lambda group: group.label)
+        self.styles = {id(group): i for i, group in enumerate(self.groups)}
+
+
+def chapters(comparison: Comparison) -> list[Chapter]:
+    members: dict[str, list[tuple[Group, Record]]] = {}
+    for group in comparison.groups:
+        for record in group.records:
+            members.setdefault(comparison.titles.get(record.data, record.data), []).append((group, record))
+    return [Chapter(name, [b for b in comparison.blocks if b.data == name], members[name]) for name in sorted(members)]
+
+
 def page(comparison: Comparison) -> str:
     """The whole document."""
-    styles = {id(group): i for i, group in enumerate(sorted(comparison.groups, key=lambda g: g.label))}
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     runs = sum(len(group.records) for group in comparison.groups)
-    sections = [
-        *_warnings(comparison),
-        *_blocks(comparison, styles),
-        *_others(comparison),
-        *_curves(comparison, styles),
-        *_samples(comparison, styles),
-    ]
+    heading = "1 run" if runs == 1 else f"{runs:,} runs compared"
+    parts = list(_warnings(comparison))
+    every = chapters(comparison)
+    for i, chapter in enumerate(every):
+        parts.append(f'<h2 id="data{i}">{escape(clean(chapter.name))}</h2>')
+        parts += [*_blocks(chapter), *_curves(chapter), *_samples(chapter)]
+    parts += _others(comparison)
+    links = [f'<a href="#data{i}">{escape(clean(chapter.name))}</a>' for i, chapter in enumerate(every)]
+    links += ['<a href="#others">failed, unfinished or without numbers</a>'] if comparison.others else []
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -41,12 +65,14 @@ def page(comparison: Comparison) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
-            f"<title>{runs} runs compared</title>",
+            f"<title>{heading}</title>",
             f"<style>{style}</style></head><body>",
-            f"<header><h1>{runs} runs compared</h1>",
-            f"<p>{LEGEND}. Numbers stand in one table only if they were made in the same way.</p>",
+            f"<header><h1>{heading}</h1>",
+            f"<p>{LEGEND}. Numbers stand in one table only if they were made in the same way; the bar beside a value is"
+            " two standard errors to each side. A click on a heading sorts.</p>",
+            f"<nav>{' · '.join(links)}</nav>" if len(links) > 1 else "",
             "</header><main>",
-            *sections,
+            *parts,
             f"</main><footer>gentrain {escape(__version__)}</footer>",
             f"<script>{script}</script></body></html>",
             "",
@@ -55,7 +81,7 @@ def page(comparison: Comparison) -> str:
 
 
 def _section(heading: str, body: str, note: str = "") -> str:
-    return f"<section><h2>{heading}</h2>{note}{body}</section>"
+    return f"<section><h3>{heading}</h3>{note}{body}</section>"
 
 
 def _swatch(style: int) -> str:
@@ -71,29 +97,33 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _blocks(comparison: Comparison, styles: Mapping[int, int]) -> Iterator[str]:
-    for block in comparison.blocks:
+def _blocks(chapter: Chapter) -> Iterator[str]:
+    for block in chapter.blocks:
         what, _, rest = title(block).partition(" on ")
         notes = "".join(f'<p class="note">{escape(clean(note))}</p>' for note in block.notes)
-        yield _section(escape(what), _table(block, styles) + notes, f'<p class="sub">{escape(rest)}</p>')
+        yield _section(escape(what), _table(block, chapter.styles) + notes, f'<p class="sub">{escape(rest)}</p>')
 
 
 def _table(block: Block, styles: Mapping[int, int]) -> str:
     low = min(entry.value - 2 * entry.error for entry in block.entries)
     high = max(entry.value + 2 * entry.error for entry in block.entries)
-    settings = len(block.columns)
-    heads = [*block.columns, *HEADINGS]
-    heads.insert(settings + 1, "")
-    head = "".join(f"<th>{f'<button>{escape(clean(h))}</button>' if h else ''}</th>" for h in heads)
+    place = len(block.columns) + 1
+    heads = [f"<th><button>{escape(clean(h))}</button></th>" for h in (*block.columns, *HEADINGS)]
+    drawn = len(block.entries) > 1
+    if drawn:
+        heads.insert(place, "<th></th>")
     lines = []
     for entry in block.entries:
         style = styles[id(entry.group)]
         line = [f'<td data-v="{escape(key)}">{escape(text)}</td>' for text, key in _keyed(block, entry)]
         line[0] = line[0].replace(">", f">{_swatch(style)} ", 1)
-        line.insert(settings + 1, f"<td>{interval(entry.value, entry.error, low, high, style)}</td>")
+        if drawn:
+            line.insert(place, f"<td>{interval(entry.value, entry.error, low, high, style)}</td>")
         kind = entry.mark or ("" if entry.group.done else "unfinished")
         lines.append(f'<tr class="{kind}">{"".join(line)}</tr>')
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    head = "".join(heads)
+    body = "".join(lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _keyed(block: Block, entry: Entry) -> list[tuple[str, str]]:
@@ -110,51 +140,46 @@ def _keyed(block: Block, entry: Entry) -> list[tuple[str, str]]:
 def _others(comparison: Comparison) -> Iterator[str]:
     if comparison.others:
         head = "".join(f"<th><button>{name}</button></th>" for name in OTHERS)
-        lines = [[f'<td data-v="{escape(cell)}">{escape(cell)}</td>' for cell in line] for line in others(comparison)]
-        body = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
+        body = ""
+        for record, line in zip(comparison.others, others(comparison), strict=True):
+            tds = "".join(f'<td data-v="{escape(cell)}">{escape(cell)}</td>' for cell in line)
+            body += f'<tr class="{"" if record.done else "bad"}">{tds}</tr>'
         table = f'<table class="others"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        yield _section("Failed, unfinished or without numbers", f'<div class="scroll">{table}</div>')
+        yield f'<h2 id="others">Failed, unfinished or without numbers</h2><div class="scroll">{table}</div>'
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------
 
 
-def _curves(comparison: Comparison, styles: Mapping[int, int]) -> Iterator[str]:
-    """A plot for each quantity; runs share one where data, protocol and, in training, the objective are the same."""
-    panels: dict[tuple[str, ...], list[Line]] = {}
+def _curves(chapter: Chapter) -> Iterator[str]:
+    """A plot for each quantity; runs share one if the protocol and, for what training reports, the objective agree."""
+    panels: dict[tuple[str, str, str], list[Line]] = {}
     shown: set[int] = set()
-    for group in comparison.groups:
-        for record in group.records:
-            for name, points in _series(record).items():
-                where = (record.data, _protocol(record), name, _objective(record) if name.startswith("train/") else "")
-                line = Line(f"{clean(group.label)}, seed {record.seed}", styles[id(group)], points)
-                panels.setdefault(where, []).append(line)
-                shown.add(id(group))
+    for group, record in chapter.members:
+        for name, points in _series(record).items():
+            where = (name, _protocol(record), _objective(record) if name.startswith("train/") else "")
+            line = Line(f"{clean(group.label)}, seed {record.seed}", chapter.styles[id(group)], points)
+            panels.setdefault(where, []).append(line)
+            shown.add(id(group))
     if not panels:
         return
-    several = len({where[:2] for where in panels}) > 1
+    several = len({protocol for _, protocol, _ in panels}) > 1
     figures = []
-    for data, protocol, name, objective in sorted(panels, key=lambda p: (p[0], p[1], p[2].startswith("train/"), p[2:])):
-        place = ", ".join(part for part in (data.split(" ")[0], protocol) if part) if several else ""
-        words = ", ".join(part for part in (objective, place) if part)
-        caption = f"<b>{escape(clean(name))}</b>" + (f" {escape(clean(words))}" if words else "")
-        plot = curves(panels[data, protocol, name, objective], clean(name))
-        figures.append(f"<figure><figcaption>{caption}</figcaption>{plot}</figure>")
-    yield _section(
-        "Learning curves", f'{_key(comparison.groups, shown, styles)}<div class="panels">{"".join(figures)}</div>'
-    )
+    for where in sorted(panels, key=lambda p: (p[0].startswith("train/"), p)):
+        name, protocol, objective = where
+        words = clean(", ".join(part for part in (objective, protocol if several else "") if part))
+        caption = f"<figcaption><b>{escape(clean(name))}</b> {escape(words)}</figcaption>"
+        figures.append(f"<figure>{caption}{curves(panels[where], clean(name))}</figure>")
+    key = _key([group for group in chapter.groups if id(group) in shown], chapter.styles)
+    yield _section("Learning curves", f'{key}<div class="panels">{"".join(figures)}</div>')
 
 
-def _key(groups: Sequence[Group], shown: set[int], styles: Mapping[int, int]) -> str:
-    items = [
-        f"<li>{_swatch(styles[id(g)])} {escape(clean(g.label))}</li>"
-        for g in sorted(groups, key=lambda g: g.label)
-        if id(g) in shown
-    ]
+def _key(groups: Sequence[Group], styles: Mapping[int, int]) -> str:
+    items = "".join(f"<li>{_swatch(styles[id(g)])} {escape(clean(g.label))}</li>" for g in groups)
     note = ""
     if len(groups) > COLOURS * len(DASHES):
-        note = '<p class="note">More lines than there are styles: some share one; hovering names them.</p>'
-    return f'<ul class="key">{"".join(items)}</ul>{note}'
+        note = '<p class="note">There are more lines than styles, so some share one; hovering over a line names it.</p>'
+    return f'<ul class="key">{items}</ul>{note}'
 
 
 def _series(record: Record) -> dict[str, list[tuple[float, float]]]:
@@ -181,22 +206,21 @@ def _objective(record: Record) -> str:
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
-def _samples(comparison: Comparison, styles: Mapping[int, int]) -> Iterator[str]:
-    """The newest samples of each group's first run."""
-    figures = []
-    for group in sorted(comparison.groups, key=lambda g: g.label):
-        for record in group.records:
-            pictures = sorted((record.path / "samples").glob("samples-*.png"))
-            if pictures:
-                figures.append(_picture(group, record, pictures[-1], styles[id(group)]))
-                break
+def _samples(chapter: Chapter) -> Iterator[str]:
+    """The newest samples of each group's first run that has any."""
+    figures = {}
+    for group, record in chapter.members:
+        pictures = sorted((record.path / "samples").glob("samples-*.png"))
+        if pictures and id(group) not in figures:
+            figures[id(group)] = _picture(group, record, pictures[-1], chapter.styles[id(group)])
     if figures:
-        yield _section("Samples", f'<div class="panels">{"".join(figures)}</div>')
+        inside = "".join(figures[id(group)] for group in chapter.groups if id(group) in figures)
+        yield _section("Samples", f'<div class="panels">{inside}</div>')
 
 
 def _picture(group: Group, record: Record, path: Path, style: int) -> str:
     words = f"{_swatch(style)} <b>{escape(clean(group.label))}</b>"
-    words += f'<br><span class="sub">{escape(clean(record.path.name))}, {escape(clean(path.stem))}</span>'
+    words += f'<br><span class="sub">seed {escape(clean(record.seed))}, {escape(clean(record.path.name))}</span>'
     try:
         content = path.read_bytes() if path.stat().st_size <= PICTURES else b""
     except OSError:

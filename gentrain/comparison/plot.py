@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 12, 40
 POINTS = 300  # of a line; more than its pixels show nothing more
 COLOURS = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -33,7 +33,7 @@ def stroke(style: int) -> str:
     return f'class="c{style % COLOURS}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
+def ticks(low: float, high: float, about: int = 6) -> list[float]:
     """Round numbers within [low, high], 1, 2 or 5 times a power of ten apart.
 
     >>> ticks(0, 1000), ticks(-0.31, 0.27)

@@ -90,13 +90,14 @@ class Block:
 
 @dataclass
 class Comparison:
-    """Blocks of comparable numbers, all groups of runs, the runs that show no number of a finished training, and
-    warnings."""
+    """Blocks of comparable numbers; all groups; the runs that failed, aren't finished or have no number; what couldn't
+    be read; short names of the data sets."""
 
     blocks: list[Block]
     groups: list[Group]
     others: list[Record]
     warnings: list[str]
+    titles: dict[str, str]
 
     def __str__(self) -> str:
         from gentrain.comparison.text import plain
@@ -119,7 +120,7 @@ def tabulate(
         _require("sort", sort, settings, SORTS)
     _require_metrics(metrics, [row for record in records for row in record.rows])
     groups = _group(records, group_by)
-    _label(groups, list(group_by) or differing([g.settings for g in groups]), explicit=bool(group_by))
+    _label(groups, group_by)
     titles = _titles(records)
     found: dict[tuple[Measure, str], list[Entry]] = {}
     for group in groups:
@@ -135,7 +136,7 @@ def tabulate(
         blocks.append(block)
     others = [r for r in records if not r.done or not r.settings or not any(_wanted(row, metrics) for row in r.rows)]
     warnings = [problem for record in records for problem in record.problems]
-    return Comparison(blocks, groups, others, warnings)
+    return Comparison(blocks, groups, others, warnings, titles)
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------
@@ -185,17 +186,18 @@ def _key(record: Record, group_by: Sequence[str] = (), seed: bool = False) -> tu
     return tuple((name, _same(record.settings.get(name))) for name in names)
 
 
-def _label(groups: Sequence[Group], keys: Sequence[str], explicit: bool) -> None:
-    """A name for each group that tells it from the others."""
+def _label(groups: Sequence[Group], group_by: Sequence[str]) -> None:
+    """A name for each group that tells it from others on its data: its run's, and what differs among that name's."""
+    alike: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
-        pairs = [(k, group.settings.get(k)) for k in keys if k in group.settings]
-        if explicit:
-            group.label = " ".join(f"{k}={show(v)}" for k, v in pairs)
-        else:
-            words = [f"on {v}" if k == "data" else f"{k}={show(v)}" for k, v in pairs if k not in NAMED]
-            group.label = " ".join([group.records[0].name, *words])
-        if not group.done:
-            group.label += f" ({group.records[0].state} at {group.records[0].step:,})"
+        alike.setdefault((group.records[0].name, group.records[0].data), []).append(group)
+    for (name, _), several in alike.items():
+        keys = group_by or [k for k in differing([g.settings for g in several]) if k not in (*NAMED, "data")]
+        for group in several:
+            words = [f"{k}={show(group.settings[k])}" for k in keys if k in group.settings]
+            group.label = " ".join(words if group_by else [name, *words])
+            if not group.done:
+                group.label += f" ({group.records[0].state} at {group.records[0].step:,})"
 
 
 def show(value: Any) -> str:
