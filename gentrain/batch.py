@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Modes:
+    """An equal mixture of round Gaussians, as far as it is known: `centres` (M of them, each a point) and their `std`."""
+
+    centres: tuple[tuple[float, ...], ...]
+    std: float
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a data set stores, before any conversion.
 
@@ -24,6 +32,7 @@ class DataSpec:
             tokens); None for reals.
         classes: number of labels, or None without labels.
         sizes: examples in each split.
+        modes: those of the distribution the data were drawn from, where they are known.
     """
 
     name: str
@@ -32,6 +41,7 @@ class DataSpec:
     levels: int | None = None
     classes: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    modes: Modes | None = None
 
     @property
     def is_image(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from gentrain.batch import Modes
 from gentrain.data.source import Source, Split, make_source
 from gentrain.errors import UsageError
 from gentrain.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -33,7 +35,9 @@ def _mixture(name: str, centres: Tensor, std: float, n: int, seed: int, validati
         y = torch.randint(len(centres), (size,), generator=generators[key])
         noise = torch.randn(size, 2, generator=generators[key])
         splits[key] = Split(centres[y] + std * noise, y)
-    return make_source(name, "real", splits, classes=len(centres))
+    source = make_source(name, "real", splits, classes=len(centres))
+    modes = Modes(tuple((x, y) for x, y in centres.tolist()), std)
+    return replace(source, spec=replace(source.spec, modes=modes))
 
 
 def ring_centres(modes: int, radius: float) -> Tensor:
