@@ -179,25 +179,28 @@ def diversity(patient: Patient) -> Iterator[Sign]:
         yield judge("classes", float(found), found <= MISSING * total, line)
 
 
-CHAINS, STEPS = 50, 25
+CHAINS, SETTLE, STEPS = 50, 10, 25
 REMEMBERS = math.exp(-STEPS / 200)
 """The correlation that an exponential decay with a time constant of 200 steps leaves: samples and pictures are taken
 after 200 steps, and must have forgotten where they came from by then at least to 1/e."""
 
 
 def mixing(patient: Patient) -> Iterator[Sign]:
-    """A chain that doesn't mix: the correlation of a Gibbs chain's state with the data it was started from."""
+    """A chain that doesn't mix: the autocorrelation of a Gibbs chain's states, over all elements, after STEPS steps.
+
+    Chains start at data and first take SETTLE steps: those that fall into traps away from the data shall be seen there.
+    """
     model = patient.subject.model
     if isinstance(model, EnergyBased):
-        x = patient.examples(patient.split, CHAINS)
+        x = model.gibbs(patient.examples(patient.split, CHAINS), SETTLE)
         y = model.gibbs(x, STEPS)
         before, after = ((t.float() - t.float().mean(0)).flatten() for t in (x, y))
         scale = float(before.norm() * after.norm())
-        if scale > 0:  # else all data are alike, or all chains have met: there is nothing to remember
+        if scale > 0:  # else all chains have met: there is nothing to remember
             correlation = float(before @ after) / scale
             line = (
-                f"the Gibbs chain doesn't mix: correlation {correlation:.2f} with its start after {STEPS} steps, so"
-                " its samples are not the model's; weight decay (optim.weight_decay), a smaller learning rate or"
+                f"the Gibbs chain doesn't mix: its states have a correlation of {correlation:.2f} after {STEPS} steps,"
+                " so its samples are not the model's; weight decay (optim.weight_decay), a smaller learning rate or"
                 " objective=pcd usually helps"
             )
             yield judge("chain_correlation", correlation, correlation > REMEMBERS, line)
