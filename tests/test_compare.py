@@ -117,7 +117,7 @@ class TestLines:
             make(f"r{seed}", [a_row(value, 0.3)], seed=seed)
         entry = only(gentrain.compare(place)).entries[0]
         deviation = statistics.stdev(values)
-        assert entry.seeds == 3
+        assert entry.over == "seeds"
         assert entry.value == pytest.approx(sum(values) / 3)
         assert entry.spread == pytest.approx(deviation)
         assert entry.error == pytest.approx(math.sqrt(deviation**2 / 3 + 0.3**2))
@@ -133,7 +133,7 @@ class TestLines:
         make("20260101-a", [a_row(-86.0)])
         make("20260102-b", [a_row(-85.0)])
         block = only(gentrain.compare(place))
-        assert [(e.value, e.seeds) for e in block.entries] == [(-85.0, 1)]
+        assert [(e.value, e.over) for e in block.entries] == [(-85.0, "examples")]
         assert any("20260101-a" in note for note in block.notes)
 
     def test_only_settings_that_differ_are_columns(self, make: Make, place: Path):
@@ -157,6 +157,7 @@ class TestLines:
         block = only(gentrain.compare(place, group_by=["objective.k"]))
         assert {e.group.label: e.value for e in block.entries} == {"objective.k=1": -91.0, "objective.k=10": -86.0}
         assert any("objective.k=1" in note and "optim.lr" in note for note in block.notes)
+        assert [e.over for e in block.entries] == ["examples", "runs"], "runs of one seed are no seeds"
 
     def test_cost_stands_beside_quality(self, make: Make, place: Path):
         make("r", [a_row()])
@@ -231,6 +232,7 @@ class TestBlocks:
         [
             ({"kind": "exact"}, 2), ({"kind": "exact", "unit": "bits/dim"}, 1), ({"metric": "fid", "kind": "fid"}, 1),
             ({"metric": "reconstruction_error", "kind": "recon"}, 1), ({"metric": "recall", "kind": "prdc"}, 2),
+            ({"metric": "probe_accuracy_10_labels", "kind": "probe"}, 2), ({"metric": "log_partition"}, None),
             ({"metric": "kl", "kind": "kl"}, None), ({"metric": "free_energy", "kind": "free-energy"}, None),
             ({"metric": "reconstruction", "kind": "recon"}, None),
         ],
@@ -263,6 +265,8 @@ class TestBlocks:
         assert {b.measure.metric for b in gentrain.compare(place, metrics=["exact", "fid"]).blocks} == {
             "log_likelihood", "fid"
         }  # fmt: skip
+        make("b", [a_row(metric="kl", kind="kl")])
+        assert "has other numbers than those asked for" in str(gentrain.compare(place, metrics="exact"))
 
 
 class TestTrouble:
@@ -435,6 +439,15 @@ class TestFormats:
             assert "\x1b" not in render(comparison, kind)
         assert "<script>" not in render(comparison, "md")
         assert json.loads(render(comparison, "json"))["rows"][0]["metric"] == HOSTILE
+
+    def test_curves_share_a_plot_only_where_the_protocol_does(self, make: Make, place: Path):
+        make("a", [a_row()], k=1)
+        make("b", [], k=2, state="interrupted")
+        assert render(gentrain.compare(place), "html").count("<b>validation/elbo</b>") == 1
+        path = make("c", [a_row(protocol="binary, static binarization")], k=3)
+        config = (path / "config.yaml").read_text().replace("dynamic", "static")
+        (path / "config.yaml").write_text(config)
+        assert render(gentrain.compare(place), "html").count("<b>validation/elbo</b>") == 2
 
     def test_what_isnt_a_picture_isnt_embedded(self, make: Make, place: Path):
         path = make("a", [a_row()])

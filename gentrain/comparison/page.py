@@ -14,7 +14,7 @@ from gentrain import __version__
 from gentrain.comparison.plot import COLOURS, DASHES, Line, curves, interval, stroke
 from gentrain.comparison.runs import Record
 from gentrain.comparison.table import Block, Comparison, Entry, Group
-from gentrain.comparison.text import HEADINGS, LEGEND, OTHERS, cells, clean, others, title
+from gentrain.comparison.text import HEADINGS, LEGEND, OTHERS, cells, clean, count_of, others, title
 
 PICTURES = 8 << 20  # bytes; a larger file is named, not embedded
 HERE = Path(__file__).parent
@@ -130,8 +130,7 @@ def _keyed(block: Block, entry: Entry) -> list[tuple[str, str]]:
     """What each cell shows, and what it is sorted by."""
     shown = cells(block, entry)
     settings = [entry.cells[column] for column in block.columns]
-    n = entry.members[0][1].n
-    order = [entry.value, n if entry.seeds == 1 else entry.seeds, {"best": 0, "tied": 1}.get(entry.mark, 2)]
+    order = [entry.value, count_of(entry), {"best": 0, "tied": 1}.get(entry.mark, 2)]
     order += [entry.mean(name) for name in ("parameters", "seconds", "rate", "step")]
     keys = ["" if v is None else clean(v) for v in (*settings, *order)]
     return list(zip(shown, keys, strict=True))
@@ -155,9 +154,11 @@ def _curves(chapter: Chapter) -> Iterator[str]:
     """A plot for each quantity; runs share one if the protocol and, for what training reports, the objective agree."""
     panels: dict[tuple[str, str, str], list[Line]] = {}
     shown: set[int] = set()
+    protocols = {_treatment(r): r.rows[0].protocol for _, r in chapter.members if r.rows}
     for group, record in chapter.members:
+        protocol = protocols.get(_treatment(record), str(record.settings.get("data.binarization", "")))
         for name, points in _series(record).items():
-            where = (name, _protocol(record), _objective(record) if name.startswith("train/") else "")
+            where = (name, protocol, _objective(record) if name.startswith("train/") else "")
             line = Line(f"{clean(group.label)}, seed {record.seed}", chapter.styles[id(group)], points)
             panels.setdefault(where, []).append(line)
             shown.add(id(group))
@@ -192,11 +193,9 @@ def _series(record: Record) -> dict[str, list[tuple[float, float]]]:
     return series
 
 
-def _protocol(record: Record) -> str:
-    """How the data were turned into the model's: as the ledger says, else by the settings."""
-    if record.rows:
-        return record.rows[0].protocol
-    return str(record.settings.get("data.binarization", ""))
+def _treatment(record: Record) -> tuple[object, ...]:
+    """What decides how the data of a set are turned into the model's."""
+    return tuple(record.settings.get(key) for key in ("model", "data.binarization", "data.dequantize"))
 
 
 def _objective(record: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from gentrain.errors import UsageError
@@ -11,15 +12,13 @@ from gentrain.evaluation.ledger import Row
 
 TIE = 2.0  # combined standard errors within which two numbers count as equal
 
-HIGHER = {
-    "exact", "elbo", "ais", "reverse-ais", "dbn-bound", "dbm-bound", "decoder-ais", "pseudo", "parzen",
-    "probe", "knn", "retrieval", "precision", "recall", "density", "coverage", "modes", "modes_hit", "high_quality",
-}  # fmt: skip
-"""Metrics, or else kinds, of which more is better."""
-LOWER = {"fid", "frechet", "frechet_distance", "kid", "mmd", "swd", "sliced_wasserstein", "reconstruction_error"}
-LOWER |= {"mode_kl", "kl_to_labels", "label_kl"}
-"""Metrics, or else kinds, of which less is better. What stands in neither set is shown and never ranked."""
-LIKELIHOODS = {"exact", "elbo", "iwae", "ais", "reverse-ais", "dbn-bound", "dbm-bound", "decoder-ais", "parzen"}
+HIGHER = (
+    "log_likelihood", "elbo", "pseudo_log_likelihood", "precision", "recall", "density", "coverage", "classes_covered",
+    "modes_hit", "high_quality", "knn_accuracy", "probe_accuracy*", "precision_at_*",
+)  # fmt: skip
+"""Metrics of which more is better; `*` stands for any ending."""
+LOWER = ("fid", "kid", "mmd", "swd", "label_kl", "mode_kl", "reconstruction_error")
+"""Metrics of which less is better. What stands in neither list is shown and never ranked."""
 
 
 class Measure(NamedTuple):
@@ -41,7 +40,7 @@ def direction(m: Measure) -> int:
     """1 where higher is better, -1 where lower is, 0 where neither can be said.
 
     Likelihoods rise in nats and fall in bits per dimension. A number that is no measure of quality by itself, such as
-    the KL term of an ELBO or a free energy, has no direction.
+    the KL term of an ELBO, a free energy or log Z, has no direction.
 
     >>> direction(Measure("log_likelihood", "iwae-5000", "nats", "binary", "dynamic", "test"))
     1
@@ -50,15 +49,9 @@ def direction(m: Measure) -> int:
     >>> direction(Measure("kl", "kl", "nats", "binary", "dynamic", "test"))
     0
     """
-    kind = "iwae" if m.kind.startswith("iwae-") else m.kind
-    if kind in LIKELIHOODS:
-        return -1 if m.unit.startswith("bits") else 1
-    for name in (m.metric, kind):
-        if name in HIGHER:
-            return 1
-        if name in LOWER:
-            return -1
-    return 0
+    if any(fnmatchcase(m.metric, name) for name in HIGHER):
+        return -1 if m.unit == "bits/dim" else 1
+    return -1 if m.metric in LOWER else 0
 
 
 def rank(rows: Sequence[Row]) -> list[Row]:

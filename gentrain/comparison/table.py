@@ -44,9 +44,9 @@ class Entry:
     Args:
         cells: what tells this line from the others, by column.
         members: the runs and their rows, one a seed.
-        value: the mean over seeds. spread: their sample standard deviation, or the standard error over examples where
-            there is one seed. error: the standard error of `value`, √(deviation²/seeds + mean square of the rows'
-            standard errors): seeds are judged on the same examples, so more seeds don't lessen the second term.
+        value: the mean over runs. spread: their sample standard deviation, or the standard error over examples where
+            there is one run. error: the standard error of `value`, √(deviation²/runs + mean square of the rows'
+            standard errors): the runs are judged on the same examples, so more of them don't lessen the second term.
         mark: "best", "tied" with the best, or "".
     """
 
@@ -59,8 +59,11 @@ class Entry:
     mark: str = ""
 
     @property
-    def seeds(self) -> int:
-        return len(self.members)
+    def over(self) -> str:
+        """What `spread` is over: examples, seeds, or runs that differ in more than the seed."""
+        if len(self.members) == 1:
+            return "examples"
+        return "seeds" if len({record.seed for record, _ in self.members}) == len(self.members) else "runs"
 
     def mean(self, name: str) -> float | None:
         """The mean over the runs of what they know of `seconds`, `rate`, `parameters` or `step`."""

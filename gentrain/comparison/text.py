@@ -17,8 +17,8 @@ SCHEMA = 1
 HEADINGS = ("value", "± over", "rank", "parameters", "time", "examples/s", "steps")
 OTHERS = ("run", "state", "step", "reason", "folder")
 LEGEND = (
-    "± is the standard deviation over seeds or, of one run, the standard error over examples; tied: within two combined"
-    " standard errors of the best"
+    "± is the standard deviation over seeds or runs, or of one run the standard error over examples;"
+    " tied: within two combined standard errors of the best"
 )
 
 
@@ -74,8 +74,7 @@ def headings(block: Block) -> list[str]:
 def cells(block: Block, entry: Entry) -> list[str]:
     """One line of the table."""
     missing = "–"
-    one = entry.seeds == 1
-    over = f"{entry.members[0][1].n:,} examples" if one else f"{entry.seeds} seeds"
+    over = f"{count_of(entry):,} {entry.over}"
     record = entry.group.records[0]
     mark = entry.mark if entry.group.done else f"{record.state} at {record.step:,}"
     seconds, rate, count = entry.mean("seconds"), entry.mean("rate"), entry.mean("parameters")
@@ -86,11 +85,18 @@ def cells(block: Block, entry: Entry) -> list[str]:
     return [clean(cell) for cell in line]
 
 
+def count_of(entry: Entry) -> int:
+    """How many examples, seeds or runs its ± is over."""
+    return entry.members[0][1].n if entry.over == "examples" else len(entry.members)
+
+
 def reason(record: Record) -> str:
     if record.problems:
         return " ".join([record.reason, *record.problems]).strip()
+    if record.done and record.rows:
+        return "has other numbers than those asked for"
     if record.done:
-        return record.reason or f"no number to show; make some: gentrain evaluate run={record.path}"
+        return f"no number to show; make some: gentrain evaluate run={record.path}"
     return record.reason
 
 
@@ -178,7 +184,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
                     "run": entry.group.label,
                     "value": entry.value,
                     "spread": entry.spread,
-                    "spread_over": "examples" if entry.seeds == 1 else "seeds",
+                    "spread_over": entry.over,
                     "stderr": entry.error,
                     "mark": entry.mark,
                     "seeds": [record.seed for record, _ in entry.members],
