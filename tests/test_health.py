@@ -148,18 +148,20 @@ def test_a_discriminator_with_a_trivial_task_wins():
 
 def test_batch_normalisation_is_judged_as_in_training_and_left_alone():
     torch.manual_seed(0)
-    gan = DCGAN((1, 8, 8), levels=17, latent_dim=4, channels=8).eval()
+    large = {k: Split(s.x.repeat_interleave(2, 2).repeat_interleave(2, 3)) for k, s in digits().splits.items()}
+    source = make_source("large", "levels", large, levels=17)
+    gan = DCGAN((1, 16, 16), levels=17, latent_dim=4, channels=8).eval()
     before = {k: v.clone() for k, v in gan.state_dict().items()}
-    signs(gan, digits())
+    signs(gan, source)
     assert not differences(before, gan.state_dict())
     assert not any(m.training for m in gan.modules())
-    # D is scaled so that it sees nothing through its running averages, and all through its batches' own statistics
-    norms = [m for m in gan.discriminator.modules() if isinstance(m, nn.BatchNorm2d)]
-    first = signs(gan, digits())["discriminator"].number
-    for norm in norms:
+    norms = [m for m in gan.modules() if isinstance(m, nn.BatchNorm2d)]
+    first = signs(gan, source)["discriminator"].number
+    assert norms
+    for norm in norms:  # in a batch's own statistics the running ones have no part
         assert norm.running_mean is not None
         norm.running_mean.fill_(1e6)
-    assert signs(gan, digits())["discriminator"].number == first
+    assert signs(gan, source)["discriminator"].number == first
 
 
 # --- modes ----------------------------------------------------------------------------------------------------------
@@ -241,9 +243,9 @@ class Marked(Density):
         raise AssertionError("densities are not sampled")
 
 
-def marked(gap: float, noise: float) -> Source:
+def marked(gap: float, noise: float, n: int = 400) -> Source:
     generator = torch.Generator().manual_seed(0)
-    x = noise * torch.randn(400, 2, generator=generator) * torch.tensor([0.0, 1.0])
+    x = noise * torch.randn(n, 2, generator=generator) * torch.tensor([0.0, 1.0])
     train = x.clone()
     train[:, 0] += gap
     return make_source("marked", "real", {"train": Split(train), "validation": Split(x)})
@@ -254,8 +256,13 @@ def test_overfitting_is_a_gap_in_nats_beyond_the_spread_of_examples():
     assert list(found) == ["overfitting_gap"]
     assert found["overfitting_gap"].number == pytest.approx(7.0)
     assert complains(found["overfitting_gap"], "7.0 nats", "more data")
-    for source in (marked(gap=0.0, noise=1.0), marked(gap=-9.0, noise=1.0), marked(gap=2.0, noise=5.0)):
+    for source in (marked(gap=0.0, noise=1.0), marked(gap=-9.0, noise=1.0)):
         assert not complains(signs(Marked(), source)["overfitting_gap"])
+    # x² / 2 of x ~ N(0, 25) has a deviation of 18: a gap of 6 is well beyond three standard errors and no ill
+    assert not complains(signs(Marked(), marked(gap=6.0, noise=5.0))["overfitting_gap"])
+    # and 14 of 20 examples, each more than half a deviation, might be chance
+    assert not complains(signs(Marked(), marked(gap=14.0, noise=5.0, n=20))["overfitting_gap"])
+    assert complains(signs(Marked(), marked(gap=14.0, noise=5.0))["overfitting_gap"])
 
 
 def test_an_energy_models_gap_is_that_of_its_free_energies():
@@ -334,11 +341,11 @@ class Spoken(Recorder):
 
 
 def test_a_complaint_is_said_once_and_again_when_it_comes_back(tmp_path: Path):
-    trainer = bare_trainer(tmp_path, "model=vae", "data=digits")
+    trainer = bare_trainer(tmp_path, "model=vae", "data=digits", "trainer.steps=50")
+    trainer.step = 5
     assert isinstance(trainer.model, VAE)
-    look, report = Look(Spoken(), trainer.pipeline), None
-    report = look.report
-    assert isinstance(report, Spoken)
+    report = Spoken()
+    look = Look(report, trainer.pipeline)
     last = trainer.model.encoder[-1]
     weight, bias = last.weight.clone(), last.bias.clone()  # type: ignore[union-attr, operator]
     for factor in (100, 0, 0, 100, 0):
@@ -351,6 +358,21 @@ def test_a_complaint_is_said_once_and_again_when_it_comes_back(tmp_path: Path):
     units = [record["health/active_units"] for record in report.filed]
     assert units[1:3] == [0.0, 0.0] and units[0] == units[3] == 20.0
     assert all("health/diversity" in record for record in report.filed)
+
+
+def test_nothing_is_said_in_the_first_tenth(tmp_path: Path):
+    """A VAE that has hardly begun uses no unit yet; the number is filed all the same."""
+    trainer = bare_trainer(tmp_path, "model=vae", "data=digits", "trainer.steps=50")
+    assert isinstance(trainer.model, VAE)
+    report = Spoken()
+    look = Look(report, trainer.pipeline)
+    with torch.no_grad():
+        for p in trainer.model.encoder.parameters():
+            p.zero_()
+    for trainer.step, lines in ((4, 0), (5, 1)):
+        look(trainer, "evaluate")()
+        assert len(report.lines) == lines
+    assert [record["health/active_units"] for record in report.filed] == [0.0, 0.0]
 
 
 @pytest.fixture(params=[("vae", "digits"), ("gan", "ring"), ("rbm", "bars")], ids=lambda p: p[0])
@@ -400,8 +422,10 @@ def test_without_validation_examples_the_gap_is_left_out():
 
 
 def test_evaluate_ends_with_the_complaints(train: Callable, capsys: pytest.CaptureFixture[str]):
-    ill = train("model=vae", "data=digits", "objective.beta=100", "trainer.steps=120", "data.batch_size=100")
-    well = train("model=vae", "data=digits", "trainer.steps=300", "data.batch_size=100")
+    never = [f"trainer.{what}_every=0" for what in ("evaluate", "sample", "checkpoint")]
+    digits = ["model=vae", "data=digits", "data.batch_size=100", *never]
+    ill = train(*digits, "objective.beta=100", "trainer.steps=120")
+    well = train(*digits, "trainer.steps=300")
     capsys.readouterr()
     gentrain.evaluate(ill.path, ["metrics=[elbo]", "device=cpu"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("health: posterior collapse: 0 of 20")

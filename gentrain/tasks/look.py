@@ -21,6 +21,7 @@ from gentrain.report import Report
 from gentrain.trainer import Trainer
 
 SHOWN = 64  # examples in a picture
+EARLY = 0.1  # of training, in which nothing is said of the model's health: what isn't there yet has not collapsed
 
 
 class Look:
@@ -55,7 +56,7 @@ class Look:
             numbers |= {f"health/{sign.name}": sign.number for sign in signs}
             if numbers:
                 self.report.scalars(trainer.step, numbers)
-            complaints = health.complaints(signs)
+            complaints = health.complaints(signs) if trainer.progress >= EARLY else []
             for complaint in complaints:
                 if complaint.name not in self._said:
                     self.report.say(f"health: {complaint.line}")
