@@ -26,6 +26,7 @@ from gentrain import pictures
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.places import cache_folder
 from gentrain.data.randomness import derive, fixed_permutation
+from gentrain.data.vision import _torchvision
 from gentrain.device import own_randomness
 from gentrain.errors import DiskError, GentrainError, UsageError
 from gentrain.evaluation.estimator import Subject, seeded
@@ -195,7 +196,8 @@ def space(subject: Subject, features: str) -> Space:
 
 RECIPE = 1
 """Goes up whenever architecture or training below change: cached classifiers of other recipes are not used."""
-STEPS, BATCH, RATE = 1000, 128, 3e-3
+STEPS, EPOCHS, BATCH, RATE = 1000, 40, 128, 3e-3
+"""It is trained for STEPS batches or EPOCHS, whichever ends first."""
 WIDTH = 64
 """Features: few, so that a covariance of a few thousand samples is well determined."""
 
@@ -347,12 +349,13 @@ def _train(subject: Subject) -> Network:
     def as_floats(bytes_: Tensor) -> Tensor:
         return bytes_.float() / top if small else bytes_
 
+    steps = min(STEPS, EPOCHS * math.ceil(len(x) / BATCH))
     with own_randomness(RECIPE), torch.enable_grad():
         network = _network(subject)
         network.standardise(as_floats(x[:10_000]))
         optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
-        for _ in subject.track(range(STEPS), STEPS, f"classifier of {subject.spec.name}"):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+        for _ in subject.track(range(steps), steps, f"classifier of {subject.spec.name}"):
             rows = torch.randint(len(x), (BATCH,)).to(x.device)
             loss = nn.functional.cross_entropy(network(as_floats(x[rows])), y[rows])
             optimizer.zero_grad()
@@ -401,6 +404,7 @@ def _inception(subject: Subject) -> Callable[[Tensor], Tensor]:
     if not hashlib.sha256(content).hexdigest().startswith(INCEPTION_SHA256):
         raise UsageError(f"features=inception: {path} is damaged; it can be had from {INCEPTION_URL}")
     torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # torch-fidelity would unpickle anything
+    _torchvision()  # which torch-fidelity imports: made to fit a CPU-only torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     extractor: Any = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))

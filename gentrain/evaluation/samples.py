@@ -247,7 +247,8 @@ class KID(Comparison):
     """The squared maximum mean discrepancy with kernel (xᵀy/d + 1)³ (Bińkowski et al. 2018, arXiv:1801.01401).
 
     Unbiased at any n. The paper averages it over random subsets to save time; here it is computed over all pairs,
-    which has the same expectation and less noise. Of Inception features it is the KID of the literature.
+    which has the same expectation and less noise. Of Inception features it is the KID of the literature. Samples that
+    repeat the examples of the reference score below 0: the two sets must be independent.
 
     Args:
         blocks: of the jackknife.
