@@ -115,7 +115,11 @@ class TestShipped:
             )
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_in_small_it_gives_the_numbers_that_are_expected_but_no_verdict(self, name: str, tmp_path: Path) -> None:
+    def test_in_small_it_gives_the_numbers_that_are_expected_but_no_verdict(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr("gentrain.evaluation.features.STEPS", 3)  # of the classifier that judges samples
         small = ["data=digits", "data.validation=null", "data.batch_size=40", "trainer.steps=3", "trainer.epochs=null"]
         small += ["trainer.sample_every=0", "trainer.evaluate_every=0", "device=cpu", f"output={tmp_path}"]
         found = gentrain.reproduce(name, [*small, *SMALLER.get(name, [])])
@@ -134,9 +138,17 @@ class TestShipped:
         assert row.n == 10_000
 
 
+SHORT = "schedule=[[1.0,20]]"
 SMALLER: dict[str, list[str]] = {
-    **{key: ["+evaluate.n=4", "model.hidden=[8]"] for key in ("vae50_mnist", "vae50_mnist_short")},
-    **{key: ["model.hidden=5"] for key in ("rbm25_cd1_mnist", "rbm25_cd10_mnist", "rbm25_pcd_mnist")},
+    **{name: ["+evaluate.n=4", "model.hidden=[8]"] for name in ("vae50_mnist", "vae50_mnist_short")},
+    **{name: ["model.hidden=5"] for name in ("rbm25_cd1_mnist", "rbm25_cd10_mnist", "rbm25_pcd_mnist")},
+    **{
+        name: [f"evaluate.metric.ais.{SHORT}", f"evaluate.metric.reverse_ais.{SHORT}", "model.hidden=5"]
+        for name in ("rbm500_cd1_mnist", "rbm500_cd25_mnist", "rbm500_pcd_mnist")
+    },
+    "parzen_real_mnist": ["evaluate.metric.parzen.samples=50", "evaluate.metric.nearest.n_fake=50"],
+    "gan_mnist_parzen": ["evaluate.metric.parzen.samples=50", "model.hidden=[8]", "model.discriminator_hidden=[8]"],
+    "dcgan_mnist": ["evaluate.metric.modes.n_fake=50", "model.channels=2"],
 }
 """What makes an experiment's evaluation small; kinds and protocols stay."""
 
