@@ -21,6 +21,7 @@ from gentrain.report import Report
 from gentrain.trainer import Trainer
 
 SHOWN = 64  # examples in a picture
+LOOKED_AT = 1000  # validation examples that the cheap estimators see: enough for a curve, and no delay to training
 EARLY = 0.1  # of training, in which nothing is said of the model's health: what isn't there yet has not collapsed
 
 
@@ -67,8 +68,9 @@ class Look:
         return file
 
     def _cheap(self, trainer: Trainer, split: str) -> dict[str, float]:
-        """What the estimators that take no time find on the validation split."""
-        subject = Subject(trainer.averaged, self.pipeline, split)
+        """What the estimators that take no time find on the first validation examples."""
+        n = min(LOOKED_AT, self.pipeline.spec.sizes[split])
+        subject = Subject(trainer.averaged, self.pipeline, split, n)
         fitting = [e for e in standard().values() if e.cheap and e.unfit(subject) is None]
         with seeded(SEED):
             found = [f for estimator in fitting for f in estimator(subject)]
