@@ -365,7 +365,7 @@ class TestPage:
         gentrain.reproduce("low", words, record=True)
         folder = tmp_path / "house" / "docs" / "results"
         record = read_json(folder / "fits.json")
-        assert record["verdict"] == "pass" and record["command"] == "gentrain reproduce experiment=fits device=cpu"
+        assert record["verdict"] == "pass" and record["command"] == "gentrain reproduce experiment=fits"
         assert str(tmp_path) not in (folder / "fits.json").read_text()
         page = (folder.parent / "results.md").read_text()
         value = record["expectations"][0]["found"]

@@ -19,8 +19,8 @@ from gentrain.files import read_json, write_atomic, write_json
 from gentrain.settings import Expectation
 from gentrain.tasks.reproduce import NAME, SCHEMA, Reproduction
 
-LOCAL = ("output=", "data.root=", "data.download=", "traceback=")
-"""Overrides that say where things lie on one machine: a record leaves them out."""
+LOCAL = ("output=", "data.root=", "data.download=", "traceback=", "device")
+"""Overrides that belong to one machine: a record leaves them out, and names its device in words."""
 
 INTRODUCTION = """# Results
 
