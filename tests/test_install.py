@@ -66,7 +66,7 @@ def test_wheel_holds_the_package_and_every_yaml_and_nothing_else(wheel: Path) ->
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     yaml = {f"gentrain/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
-    code = {str(p.relative_to(ROOT)) for p in (ROOT / "gentrain").rglob("*.py")}
+    code = {str(p.relative_to(ROOT)) for end in ("py", "css", "js") for p in (ROOT / "gentrain").rglob(f"*.{end}")}
     assert len(yaml) > 20 and packed >= yaml | code
     others = {name for name in packed - yaml - code if not name.endswith("py.typed")}
     assert not others
