@@ -137,6 +137,7 @@ def test_a_split_that_is_not_there(tmp_path: Path, capsys):
         ('{"schema": 1, "rows": [{"metric": "elbo"}]}', "a row lacks"),
         ('{"schema": 1, "ro', "damaged"),
         ("[]", "damaged"),
+        ('{"schema": 1, "rows": null}', "damaged"),
     ],
 )
 def test_a_ledger_that_cannot_be_read_stays_as_it_is(content: str, words: str, run: Path, capsys):

@@ -66,7 +66,7 @@ def read(run: Path) -> list[Row]:
         raise DataError(f"{path}: can't be read: {error}") from error
     try:
         content = json.loads(text)
-        schema, rows = content["schema"], content["rows"]
+        schema, rows = content["schema"], list(content["rows"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: is no ledger of gentrain's (damaged?); move it away to start another") from error
     if schema != SCHEMA:
