@@ -319,6 +319,13 @@ def test_nearest_finds_copies():
     assert found["nearest_distance"].settings["held_out"] == pytest.approx(float(held_out), rel=1e-5)
 
 
+def test_the_share_of_memorised_samples_is_exact():
+    """The first tenth of the held-out distances 1, 2, … 101 ends at 11."""
+    own = torch.tensor([0.0, 10.9, 11.1, 50.0]).double()
+    share, error = Nearest(quantile=0.1).memorised(own, torch.arange(1, 102).double())
+    assert share == 0.5 and error == pytest.approx(0.25, rel=0.3)  # √(½ ½ / 4)
+
+
 def test_new_samples_are_not_memorised():
     of = subject(points(torch.rand(500, 3), torch.rand(2000, 3)), lambda n: torch.rand(n, 3))
     found = judge(Nearest(n_fake=2000), of)
@@ -501,6 +508,7 @@ def test_estimators_share_their_samples(monkeypatch: pytest.MonkeyPatch):
     estimators = [FID(n_fake=2500), KID(n_fake=1500), SWD(n_fake=2500), PRDC(n_fake=2500), Nearest(n_fake=500)]
     shared = [judge(e, of) for e in estimators]
     assert of.model.calls == 3  # type: ignore[attr-defined]
+    assert len(list(features.samples(of, 3000))) == 3 and of.model.calls == 3  # type: ignore[attr-defined]
     # each alone, with nothing kept, finds the same
     monkeypatch.setattr(features, "KEPT", 0)
     for estimator, found in zip(reversed(estimators), reversed(shared), strict=True):
@@ -508,6 +516,20 @@ def test_estimators_share_their_samples(monkeypatch: pytest.MonkeyPatch):
         assert {m: f.value for m, f in alone.items()} == {m: f.value for m, f in found.items()}
     other = subject(points(of.examples("train")), lambda n: torch.randn(n, 2), seed=1)
     assert judge(FID(n_fake=2500), other)["fid"].value != shared[0]["fid"].value
+
+
+def test_samples_are_a_function_of_the_seed_alone():
+    source = points(torch.randn(10, 2))
+    torch.manual_seed(1)
+    few = torch.cat(list(features.samples(subject(source, lambda n: torch.randn(n, 2)), 10)))
+    after = torch.randn(1)
+    torch.manual_seed(2)
+    many = torch.cat(list(features.samples(subject(source, lambda n: torch.randn(n, 2)), 1500)))
+    assert many.shape == (1500, 2) and torch.equal(many[:10], few) and len(many.unique(dim=0)) == 1500
+    torch.manual_seed(1)
+    assert torch.equal(torch.randn(1), after)  # nothing was taken from the caller's generator
+    (other,) = features.samples(subject(source, lambda n: torch.randn(n, 2), seed=1), 10)
+    assert not torch.equal(other, few)
 
 
 def test_what_was_kept_goes_with_its_subject():
