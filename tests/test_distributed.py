@@ -31,6 +31,7 @@ CASES = {
     "gan-ring": ["model=gan", "data=ring", "objective.discriminator_steps=2"],
     "cd": ["model=rbm", "model.hidden=20", "objective=cd", "objective.k=2"],
     "pcd": ["model=rbm", "model.hidden=20", "objective=pcd", "objective.particles=10", "optim.schedule=constant"],
+    "counting": ["model=factorial", "trainer.epochs=1"],
 }
 
 

@@ -24,10 +24,12 @@ SCHEMA = 1
 NAME = "reproduction.json"
 OWN = tuple(ReproduceSettings.__dataclass_fields__)
 
-FREE = ("output", "traceback", "trust", "seed", "device.", "data.root", "data.download", "expect", "evaluate")
+JUDGED = ("expect", "evaluate")
+FREE = ("output", "traceback", "trust", "seed", "device.", "data.root", "data.download", *JUDGED)
 FREE += tuple(f"trainer.{key}" for key in ("log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep"))
 BOUND = ("device.precision",)
-"""Settings under FREE, except BOUND, say where, how often and how judged; all others are the recipe."""
+"""Settings under FREE, except BOUND, say where, how often and how judged; all others are what is trained. A recipe is
+those and JUDGED."""
 FACTS = ("data.shape", "data.levels", "data.classes", "data.support")
 
 Verdict = Literal["pass", "fail", "smoke"]
@@ -152,9 +154,8 @@ def plan(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ())
     judging = Judges(**plain["evaluate"]).overrides
     judging += [o for o in overrides if o.partition("=")[0] in ("device", "trust") or o.startswith("device.")]
     config.check_evaluation(config.compose("evaluate", ["run=.", *judging], folders))
-    declared = config.compose("train", words[:1], folders)
-    changes = {k: v for k, v in _differences(declared, cfg).items() if not _free(k)}
-    changes |= {k: v for k, v in _differences(declared, cfg).items() if k.startswith(("expect", "evaluate"))}
+    changed = _differences(config.compose("train", words[:1], folders), cfg) if overrides else {}
+    changes = {k: v for k, v in changed.items() if not _free(k) or k.startswith(JUDGED)}
     return Plan(name, words, list(folders), cfg, changes, expectations, judging)
 
 
