@@ -24,29 +24,40 @@ def require_support(subject: Subject, x: Tensor) -> None:
     Raises:
         UsageError: examples of a binary model are not all 0 or 1.
     """
-    if subject.model.support == "binary" and not bool(((x == 0) | (x == 1)).all()):
+    if subject.model.support == "binary":
+        require_bits(subject, x)
+
+
+def require_bits(subject: Subject, x: Tensor) -> None:
+    """Raises UsageError unless x is 0 or 1 everywhere."""
+    if not bool(((x == 0) | (x == 1)).all()):
         raise UsageError(
             f"split={subject.split}: {type(subject.model).__name__} models bits and the examples are grey: a Bernoulli"
             " likelihood of grey pixels is not a probability; binarize them with data.binarization"
         )
 
 
-def findings(subject: Subject, metric: str, kind: str, values: Tensor, **settings: object) -> Iterator[Finding]:
+def findings(
+    subject: Subject, metric: str, kind: str, values: Tensor, *, unit_interval: bool = False, **settings: object
+) -> Iterator[Finding]:
     """Per-example log-likelihoods (N,) in nats as findings: their mean and, where x is one of K levels, bits/dim.
 
     For dequantized levels on [0, 1], y = (l + u)/K, p(y) is a density and -(log p(y) - D log K)/(D log 2) bounds the
     bits of l from above (Theis et al. 2016, arXiv:1511.01844, section 3.1); on [-1, 1] log(K/2) stands for log K.
+
+    Args:
+        unit_interval: the densities are those of x brought to [0, 1], whatever the model's support.
     """
     mean, error = mean_and_error(values)
     yield Finding(metric, kind, mean, error, "nats", len(values), settings)
-    scale = bits_offset(subject)
+    scale = bits_offset(subject, unit_interval)
     if scale is not None:
         size = math.prod(subject.spec.shape) * math.log(2)
         offset = math.prod(subject.spec.shape) * scale
         yield Finding(metric, kind, -(mean - offset) / size, error / size, "bits/dim", len(values), settings)
 
 
-def bits_offset(subject: Subject) -> float | None:
+def bits_offset(subject: Subject, unit_interval: bool = False) -> float | None:
     """log of the density's bins per unit, which bits/dim must account for; None where bits/dim means nothing.
 
     0 for levels themselves, log K for K dequantized levels on [0, 1]. Binary and real data have no bits/dim.
@@ -54,10 +65,10 @@ def bits_offset(subject: Subject) -> float | None:
     support, levels = subject.model.support, subject.spec.levels
     if levels is None or levels <= 2:
         return None
-    if support == "levels":
+    if support == "levels" and not unit_interval:
         return 0.0
     if "dequantization" in subject.pipeline.protocol:
-        return math.log(levels / 2) if support == "signed" else math.log(levels)
+        return math.log(levels / 2) if support == "signed" and not unit_interval else math.log(levels)
     return None
 
 
