@@ -101,10 +101,11 @@ class PosteriorPath(TemperedPath[Chains]):
     identity for a normal prior and a scaled sigmoid for a uniform one, so no chain can leave.
 
     `transition` is Hamiltonian Monte Carlo with unit masses. Each example has a step size; after a transition it grows
-    by 2 % if a running mean of its chains' acceptance probabilities is above `target` and shrinks by 2 % if below, as Wu
-    et al. have it. That the kernel so depends on the chains' past is a small liberty, which the gap on simulated data
-    would show. The adapted sizes stay with the path: its way back begins with them. Each chain takes that size times
-    a draw from U(0.5, 1.5), for trajectories of one length can go round a Gaussian posterior and never change its energy.
+    by 2 % if a running mean of its chains' acceptance probabilities is above `target` and shrinks by 2 % if below, as
+    Wu et al. have it. That the kernel so depends on the chains' past is a small liberty, which the gap on simulated
+    data would show. The adapted sizes stay with the path: its way back begins with them. Each chain takes that size
+    times a draw from U(0.5, 1.5): trajectories of one length may go round a Gaussian posterior and never change their
+    potential energy.
 
     Args:
         x: examples as `observation` takes them, (B, *shape).
