@@ -90,8 +90,20 @@ def compose(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = 
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what YAML would misread, and what Hydra would call, in the files of a `--config-dir`."""
-    yamlfiles.check_folder(folder, list(groups()))
+    """Refuse in the files of a `--config-dir` what YAML would misread, what Hydra would call, and what it would pass over.
+
+    Raises:
+        UsageError: the first thing that is wrong, with the file.
+    """
+    known = groups()
+    yamlfiles.check_folder(folder, list(known))
+    if folder.resolve() == conf_dir().resolve():
+        return
+    for group, options in groups(folder).items():
+        for option in options:
+            if option in known.get(group, []):
+                file = folder / group / f"{option}.yaml"
+                raise UsageError(f"{file}: gentrain has a {group} {option} of its own, which goes first; rename yours")
 
 
 def said() -> list[str]:

@@ -216,6 +216,13 @@ def test_yaml_that_means_what_it_says_is_taken(tmp_path: Path):
     assert gentrain.load(run.path).latent_dim == 10
 
 
+def test_an_option_that_gentrain_has_itself_is_not_passed_over(tmp_path: Path, capsys):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "vae.yaml").write_text("_target_: my.VAE\n")
+    complaint = refused(capsys, "--config-dir", "mine", "model=vae")
+    assert "model/vae.yaml: gentrain has a model vae of its own" in complaint and "rename yours" in complaint
+
+
 def test_options_of_a_config_dir_are_suggested_too(tmp_path: Path, capsys):
     outsider(tmp_path, "outsider_c")
     complaint = refused(capsys, "--config-dir", "mine", "model=mien")
