@@ -167,10 +167,10 @@ def show(rows: Sequence[Row]) -> None:
     """Print the rows."""
     cells = [
         (r.metric, r.kind, f"{r.value:.4g}" if abs(r.value) < 10 else f"{r.value:.2f}", f"{r.stderr:.2g}", r.unit,
-         f"{r.n:,} of {r.split}", r.protocol, f"{r.seconds:.1f} s")
+         f"{r.n:,} samples" if r.n == r.settings.get("n_fake") else f"{r.n:,} of {r.split}", r.protocol, f"{r.seconds:.1f} s")
         for r in rows
     ]  # fmt: skip
     if not cells:
         console().print("nothing to report")
         return
-    print_table("evaluation", ("metric", "kind", "value", "± stderr", "unit", "examples", "protocol", "took"), cells)
+    print_table("evaluation", ("metric", "kind", "value", "± stderr", "unit", "over", "protocol", "took"), cells)
