@@ -515,6 +515,11 @@ def test_a_parzen_window_is_a_mixture_of_gaussians():
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
     several = parzen_log_likelihood(x + 100, centres, [1.0, 20.0])
     torch.testing.assert_close(several[1], expected, rtol=1e-9, atol=1e-9)
+    far = torch.tensor([[4096.25], [4097.0]])  # far from the origin single precision has few digits for |x|² to lose
+    torch.testing.assert_close(
+        parzen_log_likelihood(far, far[:1], 0.25),
+        parzen_log_likelihood(far.double() - 4096, far[:1].double() - 4096, 0.25),
+    )
     torch.testing.assert_close(  # kernels so narrow that no double holds one of them
         parzen_log_likelihood(torch.tensor([[3.0]]), torch.tensor([[0.0]]), 1e-3),
         torch.tensor([-4.5e6 - math.log(1e-3 * math.sqrt(2 * math.pi))], dtype=torch.float64),

@@ -144,7 +144,7 @@ class PosteriorPath(TemperedPath[Chains]):
         return self.map(state.u)
 
     def log_prob(self, state: Chains, beta: float) -> Tensor:
-        return state.log_prior.double() + beta * state.log_likelihood.double()
+        return _wide(state.log_prior) + beta * _wide(state.log_likelihood)
 
     @torch.enable_grad()
     def _at(self, u: Tensor) -> Chains:
@@ -169,9 +169,10 @@ class PosteriorPath(TemperedPath[Chains]):
             new = self._at(new.u + step * momentum)
             momentum = momentum + (step if i < self.leapfrog - 1 else 0.5 * step) * _force(new, beta)
         change = self.log_prob(new, beta) - _kinetic(momentum) - before
-        probability = torch.nan_to_num(change.clamp(max=0).exp(), nan=0.0)  # a path that ran off to infinity is refused
+        # A trajectory that ran off to infinity has no energy: it is refused.
+        probability = torch.nan_to_num(change.clamp(max=0).exp(), nan=0.0).float().to(state.u.device)
         accept = torch.rand_like(probability) < probability
-        self._adapt(probability.float())
+        self._adapt(probability)
         return Chains(
             *(torch.where(accept.view(-1, *[1] * (a.dim() - 1)), b, a) for a, b in zip(state, new, strict=True))
         )
@@ -185,7 +186,11 @@ class PosteriorPath(TemperedPath[Chains]):
 
 
 def _kinetic(momentum: Tensor) -> Tensor:
-    return 0.5 * momentum.double().square().flatten(1).sum(1)
+    return 0.5 * _wide(momentum).square().flatten(1).sum(1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to("cpu" if x.device.type == "mps" else x.device).double()  # Apple's GPUs have no float64
 
 
 def _force(chains: Chains, beta: float) -> Tensor:

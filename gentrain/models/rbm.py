@@ -182,7 +182,7 @@ class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Filters, Rec
         + H log 2. Their p = (n + 5B)/(N + 5B) for n of N examples in B = N/100 mini-batches is s = 0.05, the default.
         Whatever s is, p is kept within [1e-5, 1 - 1e-5].
         """
-        p = ((mean.flatten().double() + smoothing) / (1 + smoothing)).clamp(1e-5, 1 - 1e-5)
+        p = ((mean.flatten().cpu().double() + smoothing) / (1 + smoothing)).clamp(1e-5, 1 - 1e-5)
         return _RBMPath(self, torch.logit(p))
 
     @torch.no_grad()
