@@ -155,7 +155,7 @@ class ReverseAIS(Estimator):
         schedule: Sequence[tuple[Fraction, PositiveInt]] = MURRAY,
         smoothing: NonNegativeFloat = 0.05,
         burn_in: NonNegativeInt = 1000,
-        exact: NonNegativeInt = 16,
+        exact: NonNegativeInt = 25,
         chunk: PositiveInt = 1000,
     ):
         self.chains, self.schedule, self.smoothing, self.chunk = chains, schedule, smoothing, chunk

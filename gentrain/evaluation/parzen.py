@@ -63,8 +63,8 @@ class Parzen(Estimator):
     Args:
         samples: M, of the model, the centres.
         centres: `draws` of the model, or `means` E[x | z] of a latent-variable model at draws of z.
-        sigmas: the grid; null is 0.10, 0.11 … 0.30 for images, and 31 values from 0.01 to 10 in equal ratios for
-            points, whose scale is theirs.
+        sigmas: the grid; null is 0.10, 0.11 … 0.50 for images (grey ones need 0.1 to 0.3, bits more), and 31 values
+            from 0.01 to 10 in equal ratios for points, whose scale is theirs.
         validation: examples that choose σ, at most.
     """
 
@@ -123,4 +123,4 @@ class Parzen(Estimator):
             yield unit(subject.pipeline, mean)
 
 
-_IMAGES = [i / 100 for i in range(10, 31)]
+_IMAGES = [i / 100 for i in range(10, 51)]

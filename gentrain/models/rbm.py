@@ -153,9 +153,10 @@ class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Filters, Rec
 
     @torch.no_grad()
     def exact_sample(self, n: int) -> Tensor:
-        """n independent examples: a state of the smaller layer from the table of all their probabilities, then v.
+        """n independent examples: states of the smaller layer as the sum over them comes by, then v.
 
-        Time is that of 2^units softpluses of the larger layer, memory 2^units doubles.
+        A sample moves to a block of states with probability (the block's sum) / (the sum so far), and within it to a
+        state in proportion: after the last block each state has its own probability. Time is that of `log_partition`.
 
         Raises:
             UsageError: neither layer is small enough.
@@ -165,14 +166,18 @@ class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Filters, Rec
         W, b, c = (p.to(host).double() for p in (self.weight, self.visible_bias, self.hidden_bias))
         if swapped := self.hidden > self.visible:
             W, b, c = W.t(), c, b
-        units = torch.arange(len(c), device=host)
-        blocks = torch.arange(1 << len(c), device=host).split(1 << 12)
-        small = (((index[:, None] >> units) & 1).double() for index in blocks)
-        log_p = torch.cat([h @ c + softplus(b + h @ W).sum(-1) for h in small])
-        cumulative = torch.softmax(log_p, 0).cumsum(0)
-        u = torch.rand(n, dtype=torch.float64, device=host) * cumulative[-1]
-        index = torch.searchsorted(cumulative, u, right=True).clamp(max=len(cumulative) - 1)
-        drawn = ((index[:, None] >> units) & 1).to(self.device, self.weight.dtype)
+        drawn = torch.zeros(n, len(c), dtype=W.dtype, device=host)
+        total = torch.full((), -math.inf, dtype=W.dtype, device=host)
+        with _one_thread():
+            for h_low, h_high, term in _blocks(W, b, c):
+                block = torch.logsumexp(term.flatten(), 0)
+                total = torch.logaddexp(total, block)
+                moves = torch.rand(n, dtype=W.dtype, device=host) < torch.exp(block - total)
+                if count := int(moves.sum()):
+                    chosen = torch.multinomial(torch.exp(term.flatten() - block), count, replacement=True)
+                    low, high = chosen % len(h_low), chosen // len(h_low)
+                    drawn[moves] = torch.cat([h_low[low], h_high[high]], 1)
+        drawn = drawn.to(self.device, self.weight.dtype)
         return drawn.view(-1, *self.shape) if swapped else self.sample_visible(drawn)
 
     def tempered(self, mean: Tensor, smoothing: float = 0.05) -> TemperedPath:
@@ -259,14 +264,26 @@ def log_partition(W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: in
     Args:
         W: weights (hidden, visible), b: visible biases, c: hidden biases, all float64.
         inner, outer: 2^inner x 2^outer states are summed at a time.
+    """
+    if W.shape[0] > W.shape[1]:  # the roles of v and h are symmetric
+        W, b, c = W.t(), c, b
+    total = torch.full((), -math.inf, dtype=W.dtype, device=W.device)
+    for _, _, term in _blocks(W, b, c, inner=inner, outer=outer):
+        total = torch.logaddexp(total, torch.logsumexp(term.flatten(), 0))
+    return total
+
+
+def _blocks(
+    W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: int = 7
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """All states of the hidden units in blocks: the low units' states (I, low), some of the high units' (O, high), and
+    the logarithms of exp(cᵀh) Π_i (1 + exp(b_i + Wᵀ_i h)) for every pair, (O, I).
 
     With h split in two, x_i = b_i + W_i h is a sum x'_i + x''_i, and the product over a few units i is a sum over
     their subsets T, Π_i (1 + exp x_i) = Σ_T exp(Σ_{i∈T} x'_i) exp(Σ_{i∈T} x''_i): a matrix product of two tables for
     all states of a block. So the inner loop takes no exponential, and a logarithm only before a product of such
     factors could overflow. All terms are positive: nothing cancels.
     """
-    if W.shape[0] > W.shape[1]:  # the roles of v and h are symmetric
-        W, b, c = W.t(), c, b
     low = min(len(c), inner)
     h_low, h_high = states(low, W), states(len(c) - low, W)
     reach = b.abs() + W.abs().sum(0)  # a double holds e^±709; units beyond that are summed without any table
@@ -276,7 +293,6 @@ def log_partition(W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: in
     subsets = states(size, W)
     right = torch.exp(subsets @ (W_sets[:, :, :low] @ h_low.t()))  # (sets, subsets, inner states)
     slices = _slices(softplus(b_sets + W_sets.clamp(min=0).sum(-1)).sum(-1).tolist())
-    total = torch.full((), -math.inf, dtype=W.dtype, device=W.device)
     for h in h_high.split(1 << outer):
         term = (h @ c[low:])[:, None] + h_low @ c[:low]
         for i in wild.tolist():
@@ -289,8 +305,7 @@ def log_partition(W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: in
             for s in range(start + 1, stop):
                 product *= torch.mm(left[s], right[s], out=factor)
             term += product.log_()
-        total = torch.logaddexp(total, torch.logsumexp(term.flatten(), 0))
-    return total
+        yield h_low, h, term
 
 
 @contextlib.contextmanager
