@@ -137,7 +137,7 @@ def test_the_base_is_sampled_exactly():
 def test_exact_samples_follow_the_enumerated_probabilities(
     visible: int, hidden: int, inner: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(gentrain.models.rbm, "_blocks", functools.partial(_blocks, inner=inner, outer=0))
+    monkeypatch.setattr(gentrain.models.rbm, "_blocks", functools.partial(_blocks, inner=inner, outer=1))
     rbm = random_rbm((1, visible), hidden)
     torch.manual_seed(3)
     x = rbm.exact_sample(100_000)
