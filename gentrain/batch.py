@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Modes:
-    """An equal mixture of round Gaussians, as far as it is known: `centres` (M of them, each a point) and their `std`."""
+    """An equal mixture of round Gaussians, as far as it is known: its M `centres`, each a point, and their `std`."""
 
     centres: tuple[tuple[float, ...], ...]
     std: float

@@ -90,7 +90,7 @@ def compose(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = 
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse in the files of a `--config-dir` what YAML would misread, what Hydra would call, and what it would pass over.
+    """Refuse in a `--config-dir` what YAML would misread, what Hydra would call, and what it would pass over.
 
     Raises:
         UsageError: the first thing that is wrong, with the file.

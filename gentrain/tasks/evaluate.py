@@ -167,10 +167,18 @@ def show(rows: Sequence[Row]) -> None:
     """Print the rows."""
     cells = [
         (r.metric, r.kind, f"{r.value:.4g}" if abs(r.value) < 10 else f"{r.value:.2f}", f"{r.stderr:.2g}", r.unit,
-         f"{r.n:,} samples" if r.n == r.settings.get("n_fake") else f"{r.n:,} of {r.split}", r.protocol, f"{r.seconds:.1f} s")
+         _over(r), r.protocol, f"{r.seconds:.1f} s")
         for r in rows
     ]  # fmt: skip
     if not cells:
         console().print("nothing to report")
         return
     print_table("evaluation", ("metric", "kind", "value", "± stderr", "unit", "over", "protocol", "took"), cells)
+
+
+def _over(row: Row) -> str:
+    """What the n of a row counts."""
+    for key, word in (("n_fake", "samples"), ("chains", "chains")):
+        if row.n == row.settings.get(key) and (key == "n_fake" or row.metric == "log_partition"):
+            return f"{row.n:,} {word}"
+    return f"{row.n:,} of {row.split}"
