@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: a bar that moves and fits, then the closing table. Through a real pseudo-terminal."""
+"""What a person at a terminal sees: a bar that moves and fits, then the closing table; through a pseudo-terminal."""
 
 from __future__ import annotations
 
