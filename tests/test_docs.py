@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gentrain import config
+from gentrain.cli import VERBS
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,12 +49,18 @@ def readme_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
 def test_the_readmes_commands_compose(words):
-    if words and words[0] in ("resume", "sample"):
-        config.compose(words[0], words[1:])
-        return
+    verb = words[0] if words and words[0] in VERBS else "train"
     overrides = [w for w in words if "=" in w and not w.startswith("hydra")]
-    first = [o.split(",")[0] if "-m" in words else o for o in overrides]
-    config.check(config.compose("train", first))
+    if verb == "compare":
+        cfg = config.read(config.conf_dir() / "compare.yaml")
+        config.apply(cfg, [re.sub(r"=(.*,.*)", r"=[\1]", o) for o in overrides])
+        config.CHECKS[verb](cfg)
+    elif verb in ("evaluate", "sample"):
+        config.CHECKS[verb](config.compose(verb, overrides))
+    elif verb == "resume":
+        config.compose(verb, overrides)
+    else:  # a sweep, or several experiments: the first of each
+        config.check(config.compose("train", [o.split(",")[0] if "-m" in words else o for o in overrides]))
 
 
 def test_there_are_commands_in_the_readme():
