@@ -27,13 +27,16 @@ def test_the_guide_to_a_model_of_ones_own_works_as_printed(cli, tmp_path):
             if name:
                 (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / name).write_text(content)
-    [(_, command)] = blocks("docs/adding-a-model.md", "sh")
-    words = shlex.split(command)
-    assert words[0] == "gentrain"
+    training, checking = (shlex.split(command) for _, command in blocks("docs/adding-a-model.md", "sh"))
+    words = training
+    assert words[0] == checking[0] == "gentrain"
     done = cli(*words[1:], "trainer.checkpoint_every=100")
     assert done.returncode == 0, done.stderr
     assert re.search(r"test log_likelihood \(exact\) +-\d", done.stdout)
     [run] = (tmp_path / "outputs").glob("digits/pixels-likelihood/*")
+    checked = cli(*checking[1:])
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert re.search(r"probabilities sum to one +held", checked.stdout) and " 0 failed" in checked.stdout
     trust = "trust=[my_models,my_objectives]"
     assert cli("sample", f"run={run}", trust).returncode == 0
     refused = cli(*words[1:], "model.temperature=-1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 from gentrain import checkpoint, config
 from gentrain import device as devices
-from gentrain.console import console, print_table
+from gentrain.console import console, print_table, track
 from gentrain.device import Device, own_randomness
 from gentrain.errors import Interrupted, UsageError
 from gentrain.models.base import Generative
@@ -23,8 +24,8 @@ from gentrain.settings import CheckSettings, DeviceSettings, TrainerSettings
 from gentrain.signals import Stop
 from gentrain.tasks.assemble import Assembly, assemble
 from gentrain.trainer import Trainer
-from gentrain.truth.base import Case, Check, Verdict, blame, carry_out, differences, prove
-from gentrain.truth.objectives import settle
+from gentrain.truth.base import Check, Verdict, applicable, blame, carry_out, differences, prove
+from gentrain.truth.objectives import case_of
 
 DATA = (["data=bars"], ["data=digits"], ["data=ring"], ["data=pydoc", "data.length=2"])
 """Tiny sets of each kind; a model is proved on the first that it takes, one over the reals on points in the plane."""
@@ -126,35 +127,22 @@ def _device(cfg: DictConfig) -> Device:
     return devices.setup(DeviceSettings(**config.check(cfg)["device"]))
 
 
-def case_of(assembly: Assembly, n: int = 10_000) -> Case:
-    """The case of an assembly: its model after a few steps of training and a shake.
-
-    Raises:
-        Exception: whatever a step of the user's own model raises.
-    """
+def _check(assembly: Assembly, cfg: DictConfig, n: int) -> list[Check]:
     plain, seed = assembly.plain, assembly.plain["seed"]
-    batches = [assembly.pipeline.batch(step) for step in range(WARM)]
 
     def fresh() -> Generative:
         with own_randomness(seed + 1):
             return config.build(plain["model"], plain["trust"], Generative)
 
-    case = Case(
-        assembly.model, assembly.objective, assembly.optim, batches, fresh, assembly.source.spec.levels, n, seed
-    )
-    with own_randomness(seed):
-        settle(case.model, case.objective, case.optim, batches, seed)
-    return case
-
-
-def _check(assembly: Assembly, cfg: DictConfig, n: int) -> list[Check]:
-    resumed = carry_out("a resumed training is the uninterrupted one", lambda: exact_resume(cfg), 0)
+    resumes = carry_out("a resumed training is the uninterrupted one", lambda: exact_resume(cfg), seed)
+    batches = [assembly.pipeline.batch(step) for step in range(WARM)]
+    levels = assembly.source.spec.levels
     try:
-        case = case_of(assembly, n)
-    except Exception as error:
-        nan = float("nan")
-        return [Check("it trains", False, nan, nan, blame(error))]
-    return [*prove(case), *([resumed] if resumed else [])]
+        with own_randomness(seed):
+            case = case_of(assembly.model, assembly.objective, assembly.optim, batches, fresh, levels, n, seed)
+    except Exception as error:  # of a user's own model: it is the answer to the question
+        return [Check("it trains", False, math.nan, math.nan, blame(error))]
+    return [*track(prove(case), applicable(case), "check"), *([resumes] if resumes else [])]
 
 
 # --- exact resume -----------------------------------------------------------------------------------------------------

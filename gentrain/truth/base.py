@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,12 +112,22 @@ def claims(claim: str, *about: type) -> Callable[[Callable[[Case], Verdict | Non
     return register
 
 
-def prove(case: Case) -> Iterator[Check]:
-    """Every check that applies to the case, each with draws of its own seed and none stopping the others."""
+def applicable(case: Case) -> int:
+    """How many checks `prove` carries out."""
+    return sum(isinstance(case.model, truth.about) for truth in truths())
+
+
+def truths() -> Sequence[Truth]:
+    """Every claim there is a check of."""
     from gentrain.truth import models, objectives  # noqa: F401 -- they register their checks
 
-    for truth in TRUTHS:
-        if isinstance(case.model, truth.about):
+    return TRUTHS
+
+
+def prove(case: Case, only: Collection[str] | None = None) -> Iterator[Check]:
+    """Every check that applies to the case, or `only` those claims; each with the same seed, none stopping another."""
+    for truth in truths():
+        if isinstance(case.model, truth.about) and (only is None or truth.claim in only):
             found = carry_out(truth.claim, functools.partial(truth.check, case), case.seed)
             if found is not None:
                 yield found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,26 +40,49 @@ def parts_of(objective: Objective, model: Generative, optim: Optim) -> dict[str,
     return {name: Part(name, model, optim, None, device) for name in objective.parts}
 
 
-def settle(model: Generative, objective: Objective, optim: Optim, batches: list[Batch], seed: int = 0) -> None:
-    """Bring every parameter away from where it starts: a step a batch, then noise on all that the steps have moved.
+def case_of(
+    model: Generative,
+    objective: Objective,
+    optim: Optim,
+    batches: Sequence[Batch],
+    fresh: Callable[[], Generative],
+    levels: int | None,
+    n: int = 10_000,
+    seed: int = 0,
+) -> Case:
+    """The case of a model as it was built: trained for a step a batch, shaken, and put into eval mode.
 
-    A bias that starts at zero hides whatever forgets it. The noise is of order 1/√(units that a weight meets), so that
-    no sum grows beyond order one.
+    A fault can hide at the start, where a bias is zero and whatever forgets it is right, and in even data, where every
+    pixel is on half of the time. So the batches are drawn unevenly, and N(0, σ²) is added to all that the steps have
+    moved, with σ such that no sum over units grows beyond order one.
 
     Raises:
         NonFiniteError: a step's loss or gradient is NaN or infinite.
     """
+    case = Case(model, objective, optim, [uneven(batch, seed) for batch in batches], fresh, levels, n, seed)
     model.train()
     parts = parts_of(objective, model, optim)
     moved: set[int] = set()
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(case.batches):
         for update in objective(model, batch, step / len(batches)):
             if update.loss is not None or update.grads is not None:
                 parts[update.part].step(update, 1.0, step)
                 own = parts[update.part].parameters.values()
                 moved |= {id(p) for p in own if p.grad is not None and bool(p.grad.any())}
     shake([p for p in model.parameters() if id(p) in moved], seed)
+    model.zero_grad(set_to_none=True)
     model.eval()
+    return case
+
+
+def uneven(batch: Batch, seed: int = 0) -> Batch:
+    """As many examples, drawn from the batch with weights exp(a random projection of x, of unit variance)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = batch.x.flatten(1).double().cpu()
+    height = x @ torch.randn(x.shape[1], generator=generator, dtype=x.dtype)
+    weights = torch.softmax((height - height.mean()) / (height.std() + 1e-6), 0)
+    rows = torch.multinomial(weights, len(x), replacement=True, generator=generator).to(batch.x.device)
+    return batch._replace(**{name: value[rows] for name, value in batch._asdict().items() if value is not None})
 
 
 @torch.no_grad()
