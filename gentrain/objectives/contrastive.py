@@ -44,7 +44,7 @@ class _Contrastive(Objective):
 class CD(_Contrastive):
     """CD-k: the model's expectation is taken k Gibbs steps from the data (Hinton 2002).
 
-    Metrics: `reconstruction_error`, the share of bits (mean distance, for reals) by which the chain's end differs from
+    Metrics: `chain_distance`, the share of bits (mean distance, for reals) by which the chain's end differs from
     its start. It is no measure of learning by itself: a chain that mixes better moves further (Hinton 2010, section 5).
 
     Args:
@@ -62,7 +62,7 @@ class CD(_Contrastive):
         for _ in range(self.k):
             v = model.sample_visible(model.sample_hidden(p))
             p = model.hidden_probability(v)
-        metrics = {"reconstruction_error": (x - v).abs_().mean()}
+        metrics = {"chain_distance": (x - v).abs_().mean()}
         yield Update(grads=model.energy_gradient((x, probability), (v, p)), metrics=metrics)
 
 
