@@ -196,6 +196,7 @@ class TestBlocks:
             {"kind": "elbo", "metric": "elbo"}, {"kind": "iwae-5000"}, {"kind": "iwae-50"}, {"kind": "ais"},
             {"kind": "reverse-ais"}, {"unit": "bits/dim"}, {"support": "unit"}, {"split": "validation"},
             {"protocol": "binary, static binarization"},
+            {"settings": {"n_fake": 10, "n_real": 20, "reference": "train"}},
         ],
     )  # fmt: skip
     def test_numbers_of_another_sort_have_a_table_of_their_own(self, other: dict[str, Any], make: Make, place: Path):

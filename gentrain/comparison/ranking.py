@@ -30,10 +30,21 @@ class Measure(NamedTuple):
     support: str
     protocol: str
     split: str
+    sizes: str = ""
 
 
 def measure(row: Row) -> Measure:
-    return Measure(row.metric, row.kind, row.unit, row.support, row.protocol, row.split)
+    return Measure(row.metric, row.kind, row.unit, row.support, row.protocol, row.split, _sizes(row))
+
+
+def _sizes(row: Row) -> str:
+    """How many samples a distance between sets compares with what: the Frechet distance, precision and recall depend on
+    it. Empty for numbers that are means over examples, which don't."""
+    s = row.settings
+    if "n_fake" not in s:
+        return ""
+    real = f"{s['n_real']:,}" if isinstance(s.get("n_real"), int) else "all"
+    return f"{s['n_fake']:,} samples against {real} of {s.get('reference', row.split)}"
 
 
 def direction(m: Measure) -> int:
@@ -58,7 +69,7 @@ def rank(rows: Sequence[Row]) -> list[Row]:
     """Rows of one measure, the best first.
 
     Raises:
-        UsageError: they differ in metric, kind, unit, support, protocol or split, or no direction is better.
+        UsageError: they differ in metric, kind, unit, support, protocol, split or sizes, or no direction is better.
     """
     measures = sorted({measure(row) for row in rows})
     if len(measures) > 1:
