@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
-from gentrain import checkpoint, config
+from gentrain import config
 from gentrain import device as devices
 from gentrain.errors import Interrupted, UsageError
-from gentrain.report import Report
-from gentrain.settings import DeviceSettings, TrainerSettings
+from gentrain.settings import DeviceSettings
 from gentrain.signals import Stop
 from gentrain.tasks.assemble import Assembly, assemble
+from gentrain.tasks.check import Quiet as Recorder
+from gentrain.tasks.check import bare_trainer as trainer_in
+from gentrain.tasks.check import learned, resumed
 from gentrain.trainer import Trainer
+from gentrain.truth.base import differences
+
+__all__ = [
+    "DATA", "MODELS", "OBJECTIVES", "SMALL", "Recorder",
+    "bare_trainer", "build", "data_for", "differences", "fit", "fitting_pairs", "learned", "resumed",
+]  # fmt: skip
 
 MODELS = config.groups()["model"]
 OBJECTIVES = config.groups()["objective"]
@@ -61,48 +66,10 @@ def _class(group: str, option: str) -> Any:
     return config.locate(node["_target_"], [])
 
 
-class Recorder(Report):
-    """A report that keeps the numbers filed with it, and writes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.filed: list[dict[str, float]] = []
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        steady = {name: value for name, value in values.items() if not name.startswith("speed/")}
-        self.filed.append({"step": step, **steady})
-
-
 def bare_trainer(folder: Path, *overrides: str, look: Any = lambda trainer, what: None) -> Trainer:
     """A trainer that writes checkpoints to `folder`; what it reports stands in its `report.filed`."""
-    folder.mkdir(exist_ok=True)
     assembly = build(*overrides)
-    settings = TrainerSettings(**assembly.plain["trainer"])
-    device = devices.setup(DeviceSettings(**assembly.plain["device"]))
-    return Trainer(
-        assembly.model, assembly.objective, assembly.pipeline, assembly.optim, settings, device,
-        Recorder(), checkpoint.Keeper(folder, settings.keep), look, assembly.plain,
-    )  # fmt: skip
-
-
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Where two nested structures of plain types and tensors differ, bit for bit; NaN equals NaN."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(-7e30), b.nan_to_num(-7e30))
-        return [] if same else [path]
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        extra = [f"{path}.{k} (in one only)" for k in {*a} ^ {*b}]
-        return extra + [d for k in a if k in b for d in differences(a[k], b[k], f"{path}.{k}")]
-    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):
-        if len(a) != len(b):
-            return [f"{path} (lengths {len(a)}, {len(b)})"]
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]")]
-    return [] if a == b and type(a) is type(b) else [f"{path}: {a} != {b}"]
-
-
-def learned(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a training's state a repetition must reproduce: all but the clock, file names and looks."""
-    return {k: v for k, v in state.items() if k not in ("elapsed", "keeper", "config", "seen")}
+    return trainer_in(folder, assembly, devices.setup(DeviceSettings(**assembly.plain["device"])), look)
 
 
 def fit(trainer: Trainer, until: int | None = None) -> Trainer:
@@ -124,11 +91,3 @@ def fit(trainer: Trainer, until: int | None = None) -> Trainer:
         except Interrupted:
             return trainer
     raise AssertionError(f"the training was not stopped at step {until}")
-
-
-def resumed(trainer: Trainer) -> Trainer:
-    """The trainer with the newest checkpoint of its folder loaded."""
-    found = checkpoint.newest(trainer.keeper.folder)
-    assert found is not None
-    trainer.load_state_dict(found[1], found[0])
-    return trainer

@@ -214,7 +214,7 @@ def exact_resume(cfg: DictConfig, steps: int = 6, pause: int = 3) -> Verdict:
         found = differences(learned(whole.state_dict()), learned(second.state_dict()))
         moved = differences(learned(whole.state_dict()), learned(first.state_dict()))
         reports = [r.report.filed for r in (whole, first, second) if isinstance(r.report, Quiet)]
-    if first.report is not None and reports[0] != reports[1] + reports[2]:
+    if reports[0] != reports[1] + reports[2]:
         found.append("the reported metrics")
     if not moved:
         raise UsageError("three steps of training change nothing")
