@@ -215,7 +215,9 @@ def sums_to_one(case: Case) -> Verdict:
     total = float(space.log_total(log_p).exp())
     what = f"{len(space.points):,} {'states' if space.coarse is None else 'points of a grid'}"
     beyond = 0.0 if space.coarse is None else 2e-3 + unsure  # what lies beyond the grid, and its own error
-    return abs(total - 1), ROUNDING + beyond, f"the sum over {what} is {total:.6f}"
+    # -F - log Z is a difference of two numbers that are as large as the model has units
+    rounding = ROUNDING * (1 + abs(float(model.log_partition())) / 100 if isinstance(model, Enumerable) else 1)
+    return abs(total - 1), rounding + beyond, f"the sum over {what} is {total:.6f}"
 
 
 def _require_enumerable(case: Case) -> None:
