@@ -226,13 +226,13 @@ def _titles(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _members(group: Group, metrics: Sequence[str]) -> dict[tuple[Measure, str], list[tuple[Record, Row]]]:
-    """A group's rows by what they measure; of runs with the same settings and seed the newest counts."""
+    """A group's rows by what they measure, by seed; of runs with the same settings and seed the newest counts."""
     found: dict[tuple[Measure, str], dict[Any, tuple[Record, Row]]] = {}
     for record in sorted(group.records, key=lambda r: r.path.name):
         for row in record.rows:
             if _wanted(row, metrics):
                 found.setdefault((measure(row), record.data), {})[_key(record, seed=True)] = (record, row)
-    return {what: list(members.values()) for what, members in found.items()}
+    return {what: sorted(members.values(), key=lambda m: str(m[0].seed).zfill(20)) for what, members in found.items()}
 
 
 def _wanted(row: Row, metrics: Sequence[str]) -> bool:
