@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gentrain import __version__
-from gentrain.errors import CheckpointError, Interrupted
+from gentrain.errors import CheckpointError
 from gentrain.files import read_json, write_atomic, write_json
 
 SCHEMA = 1
@@ -51,8 +51,6 @@ def load(path: Path, sha256: str | None = None) -> dict[str, Any]:
     _verify(path, content, sha256)
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Interrupted:
-        raise
     except Exception as error:  # torch raises five kinds for a broken file, none of which names it
         raise CheckpointError(
             f"{path}: not a gentrain checkpoint: it holds something other than tensors and plain values"

@@ -67,6 +67,18 @@ class Interrupted(GentrainError):
         self.code = 128 + signal
 
 
+class Stopped(BaseException):
+    """An `Interrupted` on its way out of a signal's handler.
+
+    It may be raised in the middle of anybody's code, and is no Exception: torch's compiler, for one, catches every
+    Exception and goes on, or reports it as its own.
+    """
+
+    def __init__(self, interrupted: Interrupted):
+        super().__init__(str(interrupted))
+        self.interrupted = interrupted
+
+
 def out_of_memory(error: BaseException, batch_size: int) -> OutOfMemoryError | None:
     """The remedy, if `error` says that memory ran out; torch has a type for that on a GPU and only words on a CPU."""
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from gentrain.errors import Interrupted
+from gentrain.errors import Interrupted, Stopped
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
@@ -38,12 +38,23 @@ class Stop:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        with self.worded():
+            if isinstance(error, Stopped):
+                raise error
+
+    @contextlib.contextmanager
+    def worded(self) -> Iterator[None]:
+        """What a handler raises within it comes out as the `Interrupted` that callers know."""
+        try:
+            yield
+        except Stopped as stopped:
+            raise stopped.interrupted from stopped
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.requested
         self.requested = number
         if again or not self.deferred:
-            raise self.error("at once")
+            raise Stopped(self.error("at once"))
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -56,7 +67,8 @@ class Stop:
         try:
             if self.requested:
                 raise self.error("at once")
-            yield
+            with self.worded():
+                yield
         finally:
             self.deferred = before
 

@@ -96,6 +96,10 @@ class Trainer:
             Interrupted: a signal asked to stop; a checkpoint of this step is written.
             NonFiniteError: a loss or gradient is NaN or infinite. DiskError: a checkpoint can't be written.
         """
+        with stop.worded():
+            self._fit(stop)
+
+    def _fit(self, stop: Stop) -> None:
         self.model.train()
         self.report.start(self.step)
         began, before = time.monotonic(), self.elapsed

@@ -124,6 +124,25 @@ def test_sigterm_during_the_closing_evaluation_is_heard_too(tmp_path: Path, monk
     assert status(run)["state"] == "done" and (run / "evaluation.json").exists()
 
 
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 2.0])
+def test_sigterm_during_the_first_compilation(seconds: float, tmp_path: Path, start, monkeypatch):
+    """The compiler catches every Exception, whoever raised it; compiling to the end would take longer than is given."""
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    args = ["data=bars", "device=cpu", "model.hidden=[8]", "device.compile=true", "trainer.steps=100000000"]
+    process = start(tmp_path, *args)
+    while not process.stdout.readline().startswith("run "):
+        assert process.poll() is None, process.communicate()
+    time.sleep(seconds)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode == 143, complaint
+    assert "by SIGTERM; go on with: gentrain resume" in complaint
+    (run,) = runs(tmp_path / "outputs")
+    assert status(run)["state"] == "interrupted"
+
+
 def test_sigterm_to_a_real_process_that_samples(tmp_path: Path, start):
     """The chains of this RBM would take hours: the signal must not wait for them."""
     args = [*TINY, "data=bars", "model=rbm", "model.hidden=4", "model.burn_in=1000000000", "trainer.sample_every=6"]

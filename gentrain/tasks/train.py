@@ -15,7 +15,7 @@ from gentrain import checkpoint, config
 from gentrain import device as devices
 from gentrain.console import clock
 from gentrain.device import Device
-from gentrain.errors import GentrainError, Interrupted, out_of_memory
+from gentrain.errors import GentrainError, Interrupted, Stopped, out_of_memory
 from gentrain.evaluation import ledger
 from gentrain.evaluation.heldout import Estimate
 from gentrain.files import disk_error, is_disk_error, read_json
@@ -208,6 +208,8 @@ def watched(run: Run | None, plain: dict[str, Any]) -> Iterator[bool]:
 
 def translate(error: BaseException, plain: dict[str, Any], path: Path) -> GentrainError:
     """Any exception as one line a user can act on."""
+    if isinstance(error, Stopped):
+        error = error.interrupted
     if isinstance(error, Interrupted):
         return Interrupted(f"{error}; go on with: gentrain resume run={path}", error.signal)
     if isinstance(error, GentrainError):
