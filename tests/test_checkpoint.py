@@ -23,6 +23,7 @@ from helpers import bare_trainer, fit, resumed
 
 import gentrain
 from gentrain import checkpoint
+from gentrain.cli import main
 from gentrain.errors import CheckpointError, DiskError
 from gentrain.files import remove_temporaries, write_atomic
 
@@ -270,3 +271,15 @@ def test_going_back_past_a_damaged_checkpoint_forgets_the_future_it_belonged_to(
     fit(trainer)
     found = checkpoint.newest(folder)
     assert found is not None and found[0] == last and found[1]["step"] == 12
+
+
+def test_a_checkpoint_of_the_first_schema_is_read_for_ever(tmp_path: Path):
+    """The file was written once and is never made anew; what it means is written here: a decoder, averaged weights."""
+    file = Path(__file__).parent / "fixtures" / "checkpoint-schema-1.pt"
+    model = gentrain.load(file)
+    mean = model.decode(torch.tensor([[0.5, -1.0]])).mean.flatten()  # type: ignore[attr-defined]
+    known = [0.536275, 0.481084, 0.494091, 0.496305, 0.495928, 0.541060, 0.518823, 0.555964, 0.462649]
+    assert mean.tolist() == pytest.approx(known, abs=2e-6)
+    out = tmp_path / "drawn.npz"
+    assert main(["sample", f"run={file}", "n=3", "format=npz", f"out={out}"]) == 0
+    assert out.exists()

@@ -270,9 +270,32 @@ print(vision.kmnist(sys.argv[1], validation=10).fingerprint())
 """
 
 
-def client(root: Path, url: str, packed: dict[str, bytes]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CLIENT, str(root), url, repr(resources(packed))]
+def client(root: Path, url: str, packed: dict[str, bytes], program: str = CLIENT) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, str(root), url, repr(resources(packed))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+TRAINING = """
+import sys
+from gentrain.cli import main
+from gentrain.data import vision
+dataset = vision._torchvision().datasets.KMNIST
+dataset.mirrors, dataset.resources = [sys.argv[2]], eval(sys.argv[3])
+sys.exit(main(["data=kmnist", f"data.root={sys.argv[1]}", f"output={sys.argv[1]}/outputs", "device=cpu"]))
+"""
+
+
+def test_sigterm_during_a_download_ends_the_command_at_once(tmp_path, packed):
+    stalling = Mirror(packed, stall="t10k-labels-idx1-ubyte.gz")
+    process = client(tmp_path, stalling.url, packed, TRAINING)
+    assert stalling.stalled.wait(60), process.stderr and process.stderr.read()
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=60)
+    stalling.server.shutdown()
+    assert process.returncode == 143 and time.monotonic() - began < 10, complaint
+    assert complaint.splitlines()[-1] == "gentrain: stopped at once by SIGTERM"
+    assert not (tmp_path / "KMNIST").exists() and not (tmp_path / "outputs").exists()
 
 
 def test_two_processes_at_once_download_once_and_both_succeed(tmp_path, mirror, packed):
