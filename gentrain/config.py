@@ -272,6 +272,17 @@ def stored(cfg: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in plain.items()}
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name.
+
+    >>> flat({"seed": 0, "model": {"hidden": [400]}})
+    {'seed': 0, 'model.hidden': [400]}
+    """
+    if isinstance(node, Mapping):
+        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: node}
+
+
 def shown(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Stored data with interpolations resolved, for tables: what comes from the environment stays a name."""
 

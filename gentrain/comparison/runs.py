@@ -126,20 +126,14 @@ def shorten(records: Sequence[Record]) -> None:
                 record.settings[key] = record.targets[key]
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted name; lists as text.
 
     >>> flatten({"seed": 0, "model": {"hidden": [400], "levels": None}})
     {'seed': 0, 'model.hidden': '[400]', 'model.levels': None}
     """
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            scalar = value is None or isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{key}"] = value if scalar else json.dumps(value)
-    return flat
+    scalars = bool | int | float | str | None
+    return {k: v if isinstance(v, scalars) else json.dumps(v) for k, v in config.flat(node).items()}
 
 
 def _read_config(record: Record) -> None:

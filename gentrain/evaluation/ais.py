@@ -96,18 +96,8 @@ def log_mean(log_weights: Tensor) -> Mean:
     return Mean(value, low, value + math.log1p(3 * relative), relative, effective)
 
 
-class AIS(Estimator):
-    """log Z by annealing from the base-rate model, and log p(x) = -F(x) - log Ẑ (Salakhutdinov & Murray 2008).
-
-    Ẑ is unbiased, so log Ẑ is too low and log p(x) too high in expectation, more so the fewer chains and steps.
-    The rows' standard errors: of the likelihood over examples alone, of log Ẑ over chains, σ̂/Ẑ; `log_partition_low` and
-    `_high` are log(Ẑ ± 3σ̂), the lower one null where that reaches zero.
-
-    Args:
-        chains: M, independent runs. chunk: of them at a time.
-        schedule: [end, steps] of each segment of β; the last ends at 1.
-        smoothing: of the base rates, towards 1, as in `RBM.tempered`.
-    """
+class _Annealing(Estimator):
+    """What both directions take."""
 
     needs = (Annealed,)
 
@@ -121,6 +111,20 @@ class AIS(Estimator):
         self.chains, self.schedule, self.smoothing, self.chunk = chains, schedule, smoothing, chunk
         self.betas = betas(schedule)
 
+
+class AIS(_Annealing):
+    """log Z by annealing from the base-rate model, and log p(x) = -F(x) - log Ẑ (Salakhutdinov & Murray 2008).
+
+    Ẑ is unbiased, so log Ẑ is too low and log p(x) too high in expectation, more so the fewer chains and steps.
+    The rows' standard errors: of the likelihood over examples alone, of log Ẑ over chains, σ̂/Ẑ; `log_partition_low` and
+    `_high` are log(Ẑ ± 3σ̂), the lower one null where that reaches zero.
+
+    Args:
+        chains: M, independent runs. chunk: of them at a time.
+        schedule: [end, steps] of each segment of β; the last ends at 1.
+        smoothing: of the base rates, towards 1, as in `RBM.tempered`.
+    """
+
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         path = tempered(subject, self.smoothing)
         states = (path.start(n) for n in sizes(self.chains, self.chunk))
@@ -131,7 +135,7 @@ class AIS(Estimator):
         yield from report(subject, "ais", Partition(base + w.value, low, base + w.high, w), self.chains, self.betas)
 
 
-class ReverseAIS(Estimator):
+class ReverseAIS(_Annealing):
     """The same from the other end: chains start at samples of the model and anneal to the base-rate model.
 
     E[w] = Z_A/Z there, so log Z_A - log(mean w) is too high and log p(x) too low in expectation (as in Burda et al.
@@ -147,8 +151,6 @@ class ReverseAIS(Estimator):
         exact: starts are drawn by enumeration where 2^exact states are enough.
     """
 
-    needs = (Annealed,)
-
     def __init__(
         self,
         chains: PositiveInt = 100,
@@ -158,9 +160,8 @@ class ReverseAIS(Estimator):
         exact: NonNegativeInt = 25,
         chunk: PositiveInt = 1000,
     ):
-        self.chains, self.schedule, self.smoothing, self.chunk = chains, schedule, smoothing, chunk
+        super().__init__(chains, schedule, smoothing, chunk)
         self.burn_in, self.exact = burn_in, exact
-        self.betas = betas(schedule)
 
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         path = tempered(subject, self.smoothing)

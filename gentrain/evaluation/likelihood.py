@@ -6,7 +6,7 @@ Exact values, lower bounds and estimates are different kinds and never stand in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -72,6 +72,20 @@ def bits_offset(subject: Subject, unit_interval: bool = False) -> float | None:
     return None
 
 
+def over_examples(subject: Subject, label: str, of: Callable[[Tensor], Tensor], batch_size: int = 500) -> Tensor:
+    """`of` each batch x (B, *shape), (B,) in nats, put together: (N,).
+
+    Raises:
+        UsageError: the examples are none that the model's likelihood can have.
+    """
+    values = []
+    steps = math.ceil(subject.size() / batch_size)
+    for batch in subject.track(subject.batches(batch_size=batch_size), steps, label):
+        require_support(subject, batch.x)
+        values.append(of(batch.x))
+    return torch.cat(values)
+
+
 class Exact(Estimator):
     """log p(x) itself: of a normalised model, or of an energy model whose partition function can be enumerated."""
 
@@ -86,11 +100,7 @@ class Exact(Estimator):
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, Density | Enumerable)
-        values = []
-        for batch in subject.track(subject.batches(), math.ceil(subject.size() / 500), "exact"):
-            require_support(subject, batch.x)
-            values.append(model.log_prob(batch.x))
-        yield from findings(subject, "log_likelihood", "exact", torch.cat(values))
+        yield from findings(subject, "log_likelihood", "exact", over_examples(subject, "exact", model.log_prob))
 
 
 class ELBO(Estimator):
@@ -108,13 +118,13 @@ class ELBO(Estimator):
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, LatentVariable)
-        values = []
-        for batch in subject.track(subject.batches(), math.ceil(subject.size() / 500), "elbo"):
-            require_support(subject, batch.x)
-            q = model.encode(batch.x)
-            terms = [model.decode(q.sample()).log_prob(batch.x) for _ in range(self.samples)]
-            values.append(torch.stack(terms).mean(0) - kl_divergence(q, model.prior))
-        yield from findings(subject, "elbo", "elbo", torch.cat(values))
+
+        def bound(x: Tensor) -> Tensor:
+            q = model.encode(x)
+            terms = [model.decode(q.sample()).log_prob(x) for _ in range(self.samples)]
+            return torch.stack(terms).mean(0) - kl_divergence(q, model.prior)
+
+        yield from findings(subject, "elbo", "elbo", over_examples(subject, "elbo", bound))
 
 
 class IWAE(Estimator):
@@ -132,13 +142,9 @@ class IWAE(Estimator):
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, LatentVariable)
-        values = []
-        rows = max(1, self.chunk // self.samples)
-        steps = math.ceil(subject.size() / rows)
-        for batch in subject.track(subject.batches(batch_size=rows), steps, f"iwae-{self.samples}"):
-            require_support(subject, batch.x)
-            values.append(self.bound(model, batch.x))
-        yield from findings(subject, "log_likelihood", f"iwae-{self.samples}", torch.cat(values))
+        kind, rows = f"iwae-{self.samples}", max(1, self.chunk // self.samples)
+        values = over_examples(subject, kind, lambda x: self.bound(model, x), rows)
+        yield from findings(subject, "log_likelihood", kind, values)
 
     def bound(self, model: LatentVariable, x: Tensor) -> Tensor:
         """The bound for each of x (B, *shape), in nats, (B,)."""
@@ -169,9 +175,6 @@ class Pseudo(Estimator):
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, PseudoLikelihood)
-        values = []
-        for batch in subject.track(subject.batches(), math.ceil(subject.size() / 500), "pseudo"):
-            require_support(subject, batch.x)
-            values.append(model.pseudo_log_likelihood(batch.x, self.bits))
-        mean, error = mean_and_error(torch.cat(values))
+        values = over_examples(subject, "pseudo", lambda x: model.pseudo_log_likelihood(x, self.bits))
+        mean, error = mean_and_error(values)
         yield Finding("pseudo_log_likelihood", "pseudo", mean, error, "nats", subject.size())

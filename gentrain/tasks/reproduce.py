@@ -160,18 +160,12 @@ def plan(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ())
 
 
 def _differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, Any]]:
-    old, new = _flat(config.stored(before)), _flat(config.stored(after))
+    old, new = config.flat(config.stored(before)), config.flat(config.stored(after))
     return {key: (old.get(key), new.get(key)) for key in [*old, *new] if old.get(key) != new.get(key)}
 
 
 def _free(key: str) -> bool:
     return key.startswith(FREE) and not key.startswith(BOUND)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, Mapping):
-        return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: node}
 
 
 def earlier(plan: Plan) -> tuple[Path, str] | None:
@@ -193,7 +187,7 @@ def earlier(plan: Plan) -> tuple[Path, str] | None:
 
 def _recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share to be the same: what is learned from what, and the seed."""
-    return {k: v for k, v in _flat(stored).items() if (not _free(k) or k == "seed") and k not in FACTS}
+    return {k: v for k, v in config.flat(stored).items() if (not _free(k) or k == "seed") and k not in FACTS}
 
 
 def _require_recordable(plans: Sequence[Plan]) -> None:

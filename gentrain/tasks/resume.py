@@ -84,8 +84,8 @@ def _configuration(path: Path, state: Mapping[str, Any] | None, overrides: Seque
     OmegaConf.update(edited, "trust", [])  # who gave us this folder doesn't say whose code we trust
     config.apply(edited, overrides)
     if state is not None and not force:
-        before = _flat(state["config"])
-        after = _flat(config.stored(edited))
+        before = config.flat(state["config"])
+        after = config.flat(config.stored(edited))
         changes = [
             f"{key}: {before.get(key)} -> {after.get(key)}"
             for key in sorted({*before, *after})
@@ -101,9 +101,3 @@ def _configuration(path: Path, state: Mapping[str, Any] | None, overrides: Seque
 
 def _is_free(key: str) -> bool:
     return key.startswith(FREE) and not key.startswith(BOUND)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict):
-        return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: node}
