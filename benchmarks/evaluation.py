@@ -26,6 +26,7 @@ import torch
 
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.vision import mnist
+from gentrain.device import keep_pages
 from gentrain.evaluation.ais import AIS, MURRAY, ReverseAIS
 from gentrain.evaluation.decoder_ais import DecoderAIS
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, seeded
@@ -103,6 +104,7 @@ class Peak:
 
 def measure(name: str, args: argparse.Namespace, results: multiprocessing.SimpleQueue) -> None:
     torch.set_num_threads(args.threads)
+    keep_pages()  # as the command does
     device = torch.device(args.device)
     kind, make, describe = WORKS[name]
     torch.manual_seed(0)

@@ -112,7 +112,7 @@ def setup(settings: DeviceSettings) -> Device:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.keep_pages:
-        _keep_pages()
+        keep_pages()
     rank, world = _join()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
     if device.type == "cuda":
@@ -138,7 +138,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _keep_pages() -> None:
+def keep_pages() -> None:
     """Let glibc keep freed memory.
 
     By default every activation above 128 KiB is mapped afresh and its pages are faulted in again each step, which on

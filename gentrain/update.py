@@ -55,6 +55,7 @@ class Objective(nn.Module, ABC):
 
     Class attributes:
         needs: the capability (a base class of `gentrain.models.base`) a model must have.
+        excludes: capabilities of models that have what is needed and are still not trained in this way.
         parts: names of the submodules it trains, each with its own optimizer; "" is the whole model.
         monitor: the `validate` quantity by which the best checkpoint is chosen (larger is better), or None where no
             honest one exists.
@@ -63,9 +64,15 @@ class Objective(nn.Module, ABC):
     """
 
     needs: ClassVar[type]
+    excludes: ClassVar[tuple[type, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("",)
     monitor: ClassVar[str | None] = None
     compiled: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def fits(cls, model: type) -> bool:
+        """Whether models of this class can be trained by it."""
+        return issubclass(model, cls.needs) and not issubclass(model, cls.excludes)
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch, progress: float) -> Iterator[Update]:

@@ -53,12 +53,7 @@ def data_for(model: str) -> list[str]:
 def fitting_pairs() -> list[tuple[str, str]]:
     """Every (model, objective) of conf/ such that the model has what the objective needs."""
     named = {group: [(o, _class(group, o)) for o in config.groups()[group]] for group in ("model", "objective")}
-    return [
-        (m, o)
-        for m, model in named["model"]
-        for o, objective in named["objective"]
-        if issubclass(model, objective.needs)
-    ]
+    return [(m, o) for m, model in named["model"] for o, objective in named["objective"] if objective.fits(model)]
 
 
 def _class(group: str, option: str) -> Any:

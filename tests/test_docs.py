@@ -33,7 +33,7 @@ def test_the_guide_to_a_model_of_ones_own_works_as_printed(cli, tmp_path):
     done = cli(*words[1:], "trainer.checkpoint_every=100")
     assert done.returncode == 0, done.stderr
     assert re.search(r"test log_likelihood \(exact\) +-\d", done.stdout)
-    [run] = (tmp_path / "outputs").glob("digits/pixels-likelihood/*")
+    [run] = (tmp_path / "outputs").glob("digits/pixels-lasso/*")
     checked = cli(*checking[1:])
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert re.search(r"probabilities sum to one +held", checked.stdout) and " 0 failed" in checked.stdout

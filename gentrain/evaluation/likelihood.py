@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
-from gentrain.models.base import Density, Enumerable, LatentVariable, PseudoLikelihood
+from gentrain.models.base import Density, Enumerable, LatentVariable, PseudoLikelihood, given, kind_given
 from gentrain.types import PositiveInt
 
 
@@ -72,22 +73,27 @@ def bits_offset(subject: Subject, unit_interval: bool = False) -> float | None:
     return None
 
 
-def over_examples(subject: Subject, label: str, of: Callable[[Tensor], Tensor], batch_size: int = 500) -> Tensor:
-    """`of` each batch x (B, *shape), (B,) in nats, put together: (N,).
+def over_examples(subject: Subject, label: str, of: Callable[[Batch], Tensor], batch_size: int = 500) -> Tensor:
+    """`of` each batch, (B,) in nats, put together: (N,).
 
     Raises:
         UsageError: the examples are none that the model's likelihood can have.
     """
-    values = []
-    steps = math.ceil(subject.size() / batch_size)
-    for batch in subject.track(subject.batches(batch_size=batch_size), steps, label):
+    n = subject.size()
+    # Filled in place: small results that are kept between large ones that are freed would leave the heap full of holes.
+    values, done = torch.empty(n, dtype=torch.float64), 0
+    for batch in subject.track(subject.batches(batch_size=batch_size), math.ceil(n / batch_size), label):
         require_support(subject, batch.x)
-        values.append(of(batch.x))
-    return torch.cat(values)
+        values[done : done + len(batch.x)] = of(batch)
+        done += len(batch.x)
+    return values
 
 
 class Exact(Estimator):
-    """log p(x) itself: of a normalised model, or of an energy model whose partition function can be enumerated."""
+    """log p(x) itself: of a normalised model, or of an energy model whose partition function can be enumerated.
+
+    Of a conditional model log p(x|y) too, as a kind of its own.
+    """
 
     needs = (Density, Enumerable)
 
@@ -100,7 +106,11 @@ class Exact(Estimator):
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, Density | Enumerable)
-        yield from findings(subject, "log_likelihood", "exact", over_examples(subject, "exact", model.log_prob))
+        values = over_examples(subject, "exact", lambda batch: model.log_prob(batch.x))
+        yield from findings(subject, "log_likelihood", "exact", values)
+        if (kind := kind_given(model, "exact")) != "exact":
+            values = over_examples(subject, kind, lambda batch: model.log_prob(batch.x, **given(model, batch.y)))
+            yield from findings(subject, "log_likelihood", kind, values)
 
 
 class ELBO(Estimator):
@@ -119,7 +129,8 @@ class ELBO(Estimator):
         model = subject.model
         assert isinstance(model, LatentVariable)
 
-        def bound(x: Tensor) -> Tensor:
+        def bound(batch: Batch) -> Tensor:
+            x = batch.x
             q = model.encode(x)
             terms = [model.decode(q.sample()).log_prob(x) for _ in range(self.samples)]
             return torch.stack(terms).mean(0) - kl_divergence(q, model.prior)
@@ -136,14 +147,14 @@ class IWAE(Estimator):
 
     needs = (LatentVariable,)
 
-    def __init__(self, samples: PositiveInt = 5000, chunk: PositiveInt = 20_000):
+    def __init__(self, samples: PositiveInt = 5000, chunk: PositiveInt = 5_000):
         self.samples, self.chunk = samples, chunk
 
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, LatentVariable)
         kind, rows = f"iwae-{self.samples}", max(1, self.chunk // self.samples)
-        values = over_examples(subject, kind, lambda x: self.bound(model, x), rows)
+        values = over_examples(subject, kind, lambda batch: self.bound(model, batch.x), rows)
         yield from findings(subject, "log_likelihood", kind, values)
 
     def bound(self, model: LatentVariable, x: Tensor) -> Tensor:
@@ -175,6 +186,6 @@ class Pseudo(Estimator):
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, PseudoLikelihood)
-        values = over_examples(subject, "pseudo", lambda x: model.pseudo_log_likelihood(x, self.bits))
+        values = over_examples(subject, "pseudo", lambda batch: model.pseudo_log_likelihood(batch.x, self.bits))
         mean, error = mean_and_error(values)
         yield Finding("pseudo_log_likelihood", "pseudo", mean, error, "nats", subject.size())

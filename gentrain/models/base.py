@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from gentrain.errors import UsageError
 from gentrain.types import Support
 
 State = TypeVar("State")
@@ -40,6 +41,50 @@ class Density(Generative):
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (B,)."""
+
+
+class Conditional(ABC):
+    """p(x | y) for a label y: what the model's other base classes promise takes y (B,) as a further keyword argument.
+
+    So a conditional density has `log_prob(x, y=…)` and `sample(n, y=…)`, a conditional VAE `encode(x, y=…)` and
+    `decode(z, y=…)`. Without y, `sample` draws the labels evenly and a density's `log_prob` is that of the even
+    mixture, log 1/K Σ_y p(x|y), at K times the work.
+
+    Attributes:
+        classes: K, the number of labels, or None of an instance that was built to know nothing of labels.
+    """
+
+    classes: int | None
+
+
+def given(model: object, y: Tensor | None) -> dict[str, Tensor]:
+    """The keyword arguments that put labels y (B,) to a conditional model; none for a model that knows no labels.
+
+    Raises:
+        UsageError: the model is conditional and there are no labels.
+    """
+    if not (isinstance(model, Conditional) and model.classes):
+        return {}
+    if y is None:
+        raise UsageError(f"{type(model).__name__} is conditional and these data have no labels: use data with labels")
+    return {"y": y}
+
+
+def kind_given(model: object, kind: str) -> str:
+    """The kind of a number of p(x|y), which is never ranked with one of p(x): "exact" becomes "exact given y"."""
+    return f"{kind} given y" if isinstance(model, Conditional) and model.classes else kind
+
+
+class Completes(ABC):
+    """Fills in the missing part of an example."""
+
+    @abstractmethod
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """x (B, *shape) where `known` (B, *shape), of bools, is true; elsewhere drawn given what is known.
+
+        What is drawn from, p(missing | known) or an approximation of it, is said by the class. Values of x that aren't
+        known are not read.
+        """
 
 
 class Accumulates(Generative):

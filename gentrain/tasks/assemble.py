@@ -118,15 +118,16 @@ def _build_model(plain: dict[str, Any], source: Source) -> Generative:
     return model
 
 
-def require_fit(model: Generative, objective: Any, trust: list[str]) -> None:
+def require_fit(model: Generative, objective: type[Objective], trust: list[str]) -> None:
     """Refuse an objective's class that needs what the model lacks, saying which pairs do fit."""
-    needs = getattr(objective, "needs", Generative)
-    if isinstance(model, needs):
+    if objective.fits(type(model)):
         return
-    objectives = [o for o, cls in _classes("objective", trust) if isinstance(model, cls.needs)]
-    models = [m for m, cls in _classes("model", trust) if issubclass(cls, needs)]
+    objectives = [o for o, cls in _classes("objective", trust) if cls.fits(type(model))]
+    models = [m for m, cls in _classes("model", trust) if objective.fits(cls)]
+    misfit = next((e.__name__ for e in objective.excludes if isinstance(model, e)), None)
+    why = f"is of the kind {misfit}, which it can't train" if misfit else f"is no {objective.needs.__name__}"
     raise UsageError(
-        f"model={type(model).__name__} with objective={objective.__name__}: the model is no {needs.__name__}. "
+        f"model={type(model).__name__} with objective={objective.__name__}: the model {why}. "
         f"Objectives that fit the model: {', '.join(objectives) or 'none'}. "
         f"Models that fit the objective: {', '.join(models) or 'none'}"
     )
