@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence, register_kl
+from torch.nn.functional import linear
 
 SMALLEST, LARGEST = 8, 64
 """Sides of the images that the convolutional networks take."""
@@ -30,6 +31,27 @@ def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU, *, 
         if i < last:
             layers.append(activation())
     return nn.Sequential(*layers)
+
+
+class MaskedLinear(nn.Linear):
+    """y = (M ∘ W) x + b with a fixed mask M of zeros and ones (Germain et al. 2015, arXiv:1502.03509, section 4.1).
+
+    Args:
+        mask: (outputs, inputs), bools.
+
+    >>> layer = MaskedLinear(torch.tensor([[True, False]]))
+    >>> torch.equal(layer(torch.tensor([[1.0, 2.0]])), layer(torch.tensor([[1.0, 3.0]])))
+    True
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor):
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight * self.mask, self.bias)
 
 
 def halvings(side: int) -> list[int]:
