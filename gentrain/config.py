@@ -42,6 +42,7 @@ HOMES = {
     "objective": "gentrain.objectives.",
     "optim": "gentrain.optim.",
     "metric": "gentrain.evaluation.",
+    "kind": "gentrain.uses.",
 }
 """Where gentrain's own targets for each section live; a target of ours from anywhere else is refused."""
 
@@ -224,6 +225,23 @@ def check_evaluation(cfg: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def check_sampling(cfg: DictConfig) -> dict[str, Any]:
+    """Check a composed `sample` configuration; return it as plain, resolved data.
+
+    Raises:
+        UsageError: the first thing that is wrong, with key, value and remedy.
+    """
+    require_given(cfg)
+    plain = resolve(cfg)
+    own = SampleSettings.__dataclass_fields__
+    _known_keys("", plain, {*own, "kind"})
+    _check_record(SampleSettings, {k: v for k, v in plain.items() if k in own}, "")
+    if not isinstance(plain.get("kind"), dict):
+        raise UsageError(f"kind={plain.get('kind')}: choose one of {', '.join(groups()['kind'])}")
+    _check_target("kind", plain["kind"], plain["kind"], plain["trust"])
+    return plain
+
+
 def require_given(cfg: DictConfig) -> None:
     """Refuse a configuration in which something stands as ??? still."""
     missing = [str(key) for key in cfg if OmegaConf.is_missing(cfg, str(key))]
@@ -247,7 +265,7 @@ def record(kind: type[T], cfg: DictConfig) -> T:
 
 CHECKS: dict[str, Callable[[DictConfig], Any]] = {
     "evaluate": check_evaluation,
-    "sample": lambda cfg: record(SampleSettings, cfg),
+    "sample": check_sampling,
     "compare": lambda cfg: record(CompareSettings, cfg),
 }
 """Verb -> what refuses a bad `conf/<verb>.yaml` configuration, without torch."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gentrain.device import own_randomness
-from gentrain.models.base import Codes, Decoder, Filters, Generative, LatentVariable, Reconstructs
+from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs
 
 
 def to_unit(x: Tensor, support: str, levels: int | None) -> Tensor:
@@ -140,14 +140,14 @@ def _render(figure: Any) -> np.ndarray:
 
 
 @torch.no_grad()
-def draw(model: Generative, n: int, seed: int, images_as_means: bool = True) -> Tensor:
+def draw(model: Generative, n: int, seed: int) -> Tensor:
     """n examples from fixed noise: the same `seed` gives the same noise at every step of training.
 
     Of a latent-variable model of images the *mean* of p(x|z) is shown, as is the custom: one pixel-wise draw from it
     would add noise that says nothing about the model. Everything else is shown as sampled.
     """
     with own_randomness(seed):
-        if images_as_means and isinstance(model, LatentVariable) and is_image(model.shape):
+        if isinstance(model, LatentVariable) and is_image(model.shape):
             return model.decode(model.prior.sample((n,)).to(model.device)).mean
         return model.sample(n)
 
@@ -158,24 +158,6 @@ def reconstructions(model: Reconstructs, x: Tensor, seed: int) -> Tensor:
     with own_randomness(seed):
         pairs = torch.stack([x.float(), model.reconstruct(x).float()], dim=1)
     return pairs.flatten(0, 1)
-
-
-@torch.no_grad()
-def interpolations(model: LatentVariable | Decoder, x: Tensor | None, rows: int, steps: int, seed: int) -> Tensor:
-    """`rows` straight lines through the code space, `steps` images each, (rows * steps, *shape).
-
-    Between the codes (posterior means) of pairs of examples where the model can encode, between draws from the prior
-    where it can't.
-    """
-    with own_randomness(seed):
-        if isinstance(model, LatentVariable) and x is not None:
-            ends = model.encode(x[: 2 * rows]).mean
-        else:
-            ends = model.prior.sample((2 * rows,)).to(model.device)
-        t = torch.linspace(0, 1, steps, device=ends.device).view(1, -1, *[1] * (ends.dim() - 1))
-        z = torch.lerp(ends[:rows, None], ends[rows:, None], t).flatten(0, 1)
-        decoded = model.decode(z)
-    return decoded if isinstance(decoded, Tensor) else decoded.mean
 
 
 @torch.no_grad()

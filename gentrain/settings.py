@@ -96,11 +96,10 @@ class ResumeSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """The keys of `conf/sample.yaml`."""
+    """The keys at the top of `conf/sample.yaml`; `kind` comes from its group."""
 
     run: str
     n: PositiveInt
-    kind: Literal["prior", "reconstruct", "interpolate"]
     format: Literal["png", "npz"]
     out: str | None
     seed: NonNegativeInt

@@ -43,6 +43,25 @@ class Density(Generative):
         """log p(x) in nats, (B,)."""
 
 
+class Autoregressive(Density):
+    """p(x) = Π_i p(x_o(i) | x_o(1), …, x_o(i-1)) for an order o of the D elements of x, flattened.
+
+    A model that averages over several orders gives its first here.
+    """
+
+    @property
+    @abstractmethod
+    def order(self) -> Tensor:
+        """o: flat indices of the elements, first one first, (D,), int64."""
+
+    @abstractmethod
+    def conditionals(self, x: Tensor) -> Tensor:
+        """Parameters of every element's conditional, (B, D, P).
+
+        Those of element o(i), at [:, o(i)], are functions of x_o(1), …, x_o(i-1) alone.
+        """
+
+
 class Conditional(ABC):
     """p(x | y) for a label y: what the model's other base classes promise takes y (B,) as a further keyword argument.
 
@@ -261,6 +280,10 @@ class Codes(ABC):
     @abstractmethod
     def codes(self, x: Tensor) -> Tensor:
         """(B, d)."""
+
+
+class Encodes(Codes):
+    """Codes that the model's own `decode` takes: x -> codes(x) -> decode leads back to about x."""
 
 
 class Reconstructs(ABC):

@@ -17,6 +17,7 @@ from gentrain.errors import UsageError
 from gentrain.models.base import (
     Annealed,
     Codes,
+    Completes,
     Enumerable,
     Filters,
     Harmonium,
@@ -28,7 +29,7 @@ from gentrain.models.base import (
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
-class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Filters, Reconstructs, StartsFromMean):
+class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Completes, Filters, Reconstructs, StartsFromMean):
     """p(v) = Σ_h exp(-E(v, h)) / Z with E(v, h) = -hᵀWv - bᵀv - cᵀh, v and h binary (Smolensky 1986; Hinton 2002).
 
     F(v) = -bᵀv - Σ_j softplus(c_j + W_j v), p(h_j = 1 | v) = σ(c_j + W_j v), p(v_i = 1 | h) = σ(b_i + Wᵀ_i h).
@@ -106,6 +107,15 @@ class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Filters, Rec
         elif len(start) != n:
             raise ValueError(f"{n} chains asked for and {len(start)} examples to start them from")
         return self.gibbs(start, self.burn_in if burn_in is None else burn_in)
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """By `burn_in` Gibbs steps with the known units clamped, from fair coin tosses: the chain's law is
+        p(missing | known), since the visible units are independent given h."""
+        x = torch.where(known, x, noise.bernoulli(torch.full_like(x, 0.5)))
+        for _ in range(self.burn_in):
+            x = torch.where(known, x, self.gibbs(x, 1))
+        return x
 
     def codes(self, x: Tensor) -> Tensor:
         return self.hidden_probability(x)

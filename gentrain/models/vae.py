@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
 from gentrain.models import likelihoods
-from gentrain.models.base import Codes, LatentVariable, Reconstructs, StartsFromMean
+from gentrain.models.base import Encodes, LatentVariable, Reconstructs, StartsFromMean
 from gentrain.models.layers import (
     LARGEST,
     SMALLEST,
@@ -28,7 +28,7 @@ from gentrain.models.layers import (
 from gentrain.types import PositiveInt, Shape
 
 
-class VAE(LatentVariable, Codes, Reconstructs, StartsFromMean):
+class VAE(LatentVariable, Encodes, Reconstructs, StartsFromMean):
     """p(x) = ∫ p(x|z) N(z; 0, I) dz with q(z|x) = N(z; μ(x), diag σ²(x)) (Kingma & Welling 2014, arXiv:1312.6114).
 
     `support` follows the likelihood: bernoulli -> binary, gaussian -> real, categorical and

@@ -1,0 +1,85 @@
+"""The contract of a use: it draws examples from a trained model, given how many are wanted and, if it asks, data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from gentrain.errors import UsageError
+from gentrain.evaluation.estimator import Subject
+from gentrain.models.base import Decoder, Generative, LatentVariable
+
+
+class Data(Protocol):
+    """The run's own data, read when first asked for: a use that needs none works where they can't be had."""
+
+    def __call__(self) -> Subject: ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came of a use.
+
+    Args:
+        x: the examples, (N, *shape), in the model's support.
+        columns: examples in a row of the picture; None makes it about square.
+        shown: what the picture shows instead of x, as many: the means of pixels rather than draws from them.
+        arrays: what goes into an NPZ file beside x, by name.
+        texts: the examples in words, for a model of tokens.
+    """
+
+    x: Tensor
+    columns: int | None = None
+    shown: Tensor | None = None
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: Sequence[str] | None = None
+
+
+class Use(ABC):
+    """One kind of use. Its constructor's arguments are its settings, in `conf/kind/*.yaml`.
+
+    Class attributes:
+        needs: the model must be an instance of one of these capabilities.
+    """
+
+    needs: ClassVar[tuple[type, ...]] = (Generative,)
+
+    def unfit(self, model: Generative) -> str | None:
+        """Why the model can't serve, in words that follow its name; None if it can."""
+        if isinstance(model, self.needs):
+            return None
+        return f"is no {' or '.join(need.__name__ for need in self.needs)}"
+
+    @abstractmethod
+    def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
+        """Draw about n examples. Randomness comes from torch's global generators, which the caller has seeded."""
+
+
+def examples(data: Data, n: int) -> Tensor:
+    """The first n test examples in the model's support, (n, *shape).
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    subject = data()
+    have = subject.size()
+    if n > have:
+        raise UsageError(f"n={n}: {subject.spec.name} has {have} test examples; ask for fewer")
+    return subject.examples(limit=n)
+
+
+def decode(model: LatentVariable | Decoder, z: Tensor) -> Tensor:
+    """What a code stands for: G(z), or the mean of p(x|z); (B, *shape)."""
+    decoded = model.decode(z)
+    return decoded.mean if isinstance(decoded, Distribution) else decoded
+
+
+def draw_codes(model: LatentVariable | Decoder, n: int) -> Tensor:
+    """n draws from the prior, (n, *code)."""
+    return model.prior.sample(torch.Size([n])).to(model.device)
