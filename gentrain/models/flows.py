@@ -1,23 +1,22 @@
 """Invertible layers with log-determinants, of which normalizing flows are made.
 
 Every layer is a `Bijection`: `layer(x)` is (z, log |det dz/dx|), `layer.inverse(z)` is (x, log |det dx/dz|), the second
-of each in nats, (B,). Networks may run in a shorter precision; scales and log-determinants are float32.
+of each in nats, (B,). Networks may run in a shorter precision; the rest is done in x's own.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import linear, relu, softplus
+from torch.nn.functional import softplus
 
 from gentrain.errors import UsageError
-from gentrain.models.layers import MaskedLinear
+from gentrain.models.layers import MaskedMLP
 
 LIMIT = 5.0
 """What |log scale| of one element by one layer stays below."""
@@ -127,57 +126,6 @@ def channel_halves(shape: tuple[int, ...], parity: int) -> Tensor:
 
 
 # --- autoregressive layers --------------------------------------------------------------------------------------------
-
-
-class MaskedMLP(nn.Module):
-    """A network whose outputs for element d are functions of the elements before d (MADE, arXiv:1502.03509).
-
-    Hidden units of degree m see elements 1…m; they are spread evenly over the degrees and sorted by them, so that
-    what can be computed from the first elements is always the first units.
-
-    Args:
-        size: D, elements of x. hidden: units of each layer, at least one. outputs: P, numbers for each element.
-
-    >>> MaskedMLP(3, [8], 2)(torch.zeros(5, 3)).shape
-    torch.Size([5, 3, 2])
-    """
-
-    def __init__(self, size: int, hidden: Sequence[int], outputs: int):
-        super().__init__()
-        self.size, self.outputs = size, outputs
-        degrees = [torch.arange(size) + 1]
-        degrees += [torch.arange(width) * max(size - 1, 1) // width + 1 for width in hidden]
-        masks = [b[:, None] >= a[None] for a, b in pairwise(degrees)]
-        masks.append(degrees[0].repeat_interleave(outputs)[:, None] > degrees[-1][None])
-        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
-        self._ready = [[int((d <= known).sum()) for known in range(size + 1)] for d in degrees]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D, P)."""
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = relu(layer(x))
-        return last(x).view(-1, self.size, self.outputs)
-
-    def generate(self, rows: int, element: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """The x (rows, D) with x_d = element(d, outputs for d), element by element from d = 0.
-
-        Each hidden unit is computed once, as soon as all that it sees is known: together the cost of one pass through
-        the network, where D passes would serve too. `element` takes (rows, P) to (rows,).
-        """
-        layers = [layer for layer in self.layers if isinstance(layer, MaskedLinear)]
-        known = [layers[0].weight.new_empty(rows, 0) for _ in layers]  # x, then the units of each hidden layer
-        for d in range(self.size):
-            own = slice(d * self.outputs, (d + 1) * self.outputs)
-            last, ready = layers[-1], self._ready[-1][d] if len(layers) > 1 else d
-            raw = linear(known[-1], last.weight[own, :ready], last.bias[own])
-            known[0] = torch.cat([known[0], element(d, raw)[:, None]], 1)
-            for i, layer in enumerate(layers[:-1]):
-                new = slice(self._ready[i + 1][d], self._ready[i + 1][d + 1])
-                if new.start < new.stop:
-                    weight = layer.weight[new, : known[i].shape[1]]
-                    known[i + 1] = torch.cat([known[i + 1], relu(linear(known[i], weight, layer.bias[new]))], 1)
-        return known[0]
 
 
 class MaskedAffine(Bijection):
