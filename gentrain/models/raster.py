@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gentrain.errors import UsageError
 from gentrain.models import likelihoods
@@ -23,9 +22,6 @@ from gentrain.types import Support
 
 TOLERANCE = 1e-3
 """In logits, relative to the largest: draws that so small a change would alter are drawn again without a cache."""
-
-
-# --- distributions of one pixel's values ------------------------------------------------------------------------------
 
 
 class Head(nn.Module, ABC):
@@ -124,9 +120,6 @@ def choose_head(name: str, shape: tuple[int, ...], levels: int | None) -> Likeli
     likelihood = likelihoods.choose(name, tuple(shape), levels)
     assert isinstance(likelihood, likelihoods.BernoulliLikelihood | likelihoods.CategoricalLikelihood)
     return LikelihoodHead(likelihood)
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
 
 
 class Cache(ABC):
@@ -269,59 +262,3 @@ class Raster(Autoregressive, Completes, StartsFromMean):
 
     def start_from_mean(self, mean: Tensor) -> None:
         self.head.start_from_mean(mean)
-
-
-# --- masked convolutions ----------------------------------------------------------------------------------------------
-
-
-def groups(width: int, channels: int) -> Tensor:
-    """The colour channel that each of `width` feature maps belongs to, (width,): it may know the channels up to it.
-
-    >>> groups(8, 3)
-    tensor([0, 0, 0, 1, 1, 1, 2, 2])
-    """
-    return torch.arange(width) * channels // width
-
-
-class MaskedConv2d(nn.Module):
-    """A convolution that sees the rows above, what is to the left, and some of the pixel itself: (B, d_in, H, W) ->
-    (B, d_out, H, W).
-
-    Of the pixel itself an output of colour group g sees the inputs of groups below g (mask A), or up to g (mask B)
-    (van den Oord et al. 2016, arXiv:1601.06759, section 3.4).
-
-    Args:
-        kernel: odd side of the window. mask: "A" | "B". inputs, outputs: group of each map, (d_in,) and (d_out,).
-    """
-
-    mask: Tensor
-
-    def __init__(self, kernel: int, mask: str, inputs: Tensor, outputs: Tensor):
-        super().__init__()
-        self.reach = kernel // 2
-        centre = outputs[:, None] > inputs if mask == "A" else outputs[:, None] >= inputs
-        allowed = torch.ones(len(outputs), len(inputs), self.reach + 1, kernel)  # the rows below would be zeros
-        allowed[:, :, -1, self.reach] = centre.float()
-        allowed[:, :, -1, self.reach + 1 :] = 0
-        self.register_buffer("mask", allowed, persistent=False)
-        conv = nn.Conv2d(len(inputs), len(outputs), (self.reach + 1, kernel))
-        self.weight, self.bias = nn.Parameter(conv.weight.detach() * allowed), conv.bias
-
-    def forward(self, h: Tensor) -> Tensor:
-        out = F.conv2d(h, self.weight * self.mask, self.bias, padding=self.reach)
-        return out[:, :, : h.shape[2]]
-
-    def extra_repr(self) -> str:
-        d_out, d_in, height, width = self.weight.shape
-        return f"{d_in}, {d_out}, kernel_size=({height}, {width})"
-
-
-def check_kernel(kernel: int, shape: tuple[int, ...]) -> None:
-    """Raises UsageError unless the kernel is odd and every one of its weights can see a pixel of the image."""
-    if kernel % 2 == 0:
-        raise UsageError(f"model.kernel={kernel}: must be odd, so that it has a middle")
-    largest = 2 * min(shape[1:]) - 1
-    if kernel > largest:
-        raise UsageError(
-            f"model.kernel={kernel}: too wide for images of {shape[1]}x{shape[2]} pixels; {largest} at most"
-        )
