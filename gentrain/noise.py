@@ -9,9 +9,10 @@ draws are torch's own and cost nothing more.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -67,3 +68,21 @@ def bernoulli(p: Tensor) -> Tensor:
 def sample(distribution: Distribution, rows: int) -> Tensor:
     """`rows` independent draws of a distribution without batch shape, (rows, *event_shape)."""
     return _rows(distribution.sample(torch.Size([rows * _world])), rows)
+
+
+def replicate(draw: Callable[[int], Tensor], k: int) -> Tensor:
+    """`draw(k)`, where draw(n) gives n independent draws for all rows of this process's share of a batch.
+
+    Of several processes each has draws of its own, and all advance their generators by as much. They aren't those that
+    one process would have: for distributions that say nothing of how their noise goes with the rows.
+    """
+    return draw(k) if _world == 1 else draw(k * _world)[_rank * k : (_rank + 1) * k]
+
+
+def of_all_processes(x: Tensor) -> Tensor:
+    """The whole batch, in its order, where several processes share it: no gradient is averaged here."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    shares = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, x.contiguous())
+    return torch.cat(shares)

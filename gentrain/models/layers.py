@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence, register_kl
 from torch.nn.functional import linear, relu
+
+from gentrain.models.latent import Reparametrised
 
 SMALLEST, LARGEST = 8, 64
 """Sides of the images that the convolutional networks take."""
@@ -128,7 +131,7 @@ def double(d_in: int, d_out: int, size: tuple[int, int], *, bias: bool = True) -
     return nn.ConvTranspose2d(d_in, d_out, kernel_size=4, stride=2, padding=1, output_padding=odd, bias=bias)
 
 
-class DiagonalNormal(Independent):
+class DiagonalNormal(Independent, Reparametrised):
     """N(loc, diag exp(log_variance)) over the last dimension.
 
     The same as torch's `Independent(Normal(…), 1)` with fewer operations on the way to an ELBO: the scale is at hand,
@@ -148,12 +151,23 @@ class DiagonalNormal(Independent):
     def stddev(self) -> Tensor:
         return self.scale
 
+    def draw(self, epsilon: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loc + self.scale * epsilon, _unit_log_prob(epsilon) - 0.5 * self.log_variance.sum(-1)
 
-class UnitNormal(Independent):
+
+class UnitNormal(Independent, Reparametrised):
     """N(0, I) over the last dimension."""
 
     def __init__(self, zero: Tensor, one: Tensor):
         super().__init__(Normal(zero, one, validate_args=False), 1, validate_args=False)
+
+    def draw(self, epsilon: Tensor) -> tuple[Tensor, Tensor]:
+        return epsilon, _unit_log_prob(epsilon)
+
+
+def _unit_log_prob(z: Tensor) -> Tensor:
+    """log N(z; 0, I) over the last dimension."""
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
 
 
 @register_kl(DiagonalNormal, UnitNormal)

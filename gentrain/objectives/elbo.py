@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from gentrain import noise
 from gentrain.batch import Batch
-from gentrain.models.base import LatentVariable
+from gentrain.models.base import LatentVariable, given, kind_given
+from gentrain.models.latent import divergence, draw, log_likelihood
 from gentrain.types import Fraction, NonNegativeFloat, PositiveInt
 from gentrain.update import Objective, Score, Update
 
@@ -17,8 +16,9 @@ from gentrain.update import Objective, Score, Update
 class ELBO(Objective):
     """log p(x) >= E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), maximised (Kingma & Welling 2014, arXiv:1312.6114).
 
-    The KL is in closed form; z = μ + σ ε is reparametrised. With β != 1 this is the β-VAE's objective (Higgins et al.
-    2017) and no bound of log p(x): the `elbo` reported, in training and validation, always has β = 1.
+    z is reparametrised. The KL is in closed form where there is one, else the mean of log q - log p over the draws.
+    With β != 1 this is the β-VAE's objective (Higgins et al. 2017) and no bound of log p(x): the `elbo` reported, in
+    training and validation, always has β = 1. Of a conditional model it bounds log p(x|y).
 
     Args:
         beta: weight of the KL term.
@@ -43,28 +43,22 @@ class ELBO(Objective):
         return self.beta * min(1.0, progress / self.warmup) if self.warmup else self.beta
 
     def forward(self, model: LatentVariable, batch: Batch, progress: float) -> Iterator[Update]:
-        reconstruction, kl = (term.mean() for term in self.terms(model, batch.x))
+        reconstruction, kl = (term.mean() for term in self.terms(model, batch.x, batch.y))
         loss = self.weight(progress) * kl - reconstruction
         reconstruction, kl = reconstruction.detach(), kl.detach()
         metrics = {"loss": loss.detach(), "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         yield Update(loss, metrics=metrics)
 
     def validate(self, model: LatentVariable, batch: Batch) -> dict[str, Score]:
-        reconstruction, kl = self.terms(model, batch.x)
+        reconstruction, kl = self.terms(model, batch.x, batch.y)
         return {
-            "elbo": Score(reconstruction - kl, "elbo"),
-            "reconstruction": Score(reconstruction, "recon"),
-            "kl": Score(kl, "kl"),
+            "elbo": Score(reconstruction - kl, kind_given(model, "elbo")),
+            "reconstruction": Score(reconstruction, kind_given(model, "recon")),
+            "kl": Score(kl, kind_given(model, "kl")),
         }
 
-    def terms(self, model: LatentVariable, x: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, model: LatentVariable, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """E_q[log p(x|z)] by `samples` draws and KL(q(z|x) ‖ p(z)), in nats, (B,) each."""
-        q = model.encode(x)
-        mean, std = q.mean, q.stddev
-        if self.samples == 1:
-            z = mean + std * noise.normal(*mean.shape, device=mean.device)
-            return model.decode(z).log_prob(x), kl_divergence(q, model.prior)
-        epsilon = noise.normal(len(mean), self.samples, *mean.shape[1:], device=mean.device)
-        z = (mean[:, None] + std[:, None] * epsilon).flatten(0, 1)
-        log_likelihood = model.decode(z).log_prob(x.repeat_interleave(self.samples, 0))
-        return log_likelihood.view(-1, self.samples).mean(1), kl_divergence(q, model.prior)
+        q = model.encode(x, **given(model, y))
+        z, log_q = draw(q, self.samples)
+        return log_likelihood(model, x, y, z).mean(0), divergence(q, model.prior, z, log_q)
