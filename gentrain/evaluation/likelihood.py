@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
 from gentrain.models.base import Density, Enumerable, LatentVariable, PseudoLikelihood, given, kind_given
+from gentrain.models.latent import divergence, draw, log_likelihood
 from gentrain.types import PositiveInt
 
 
@@ -116,6 +116,9 @@ class Exact(Estimator):
 class ELBO(Estimator):
     """E_q[log p(x|z)] - KL(q(z|x) ‖ p(z)), the mean over draws of z: a lower bound of log p(x).
 
+    A KL without a closed form is log q - log p at the same draws. Of a conditional model it bounds log p(x|y), which is
+    a kind of its own.
+
     Args:
         samples: draws of z an example.
     """
@@ -130,16 +133,21 @@ class ELBO(Estimator):
         assert isinstance(model, LatentVariable)
 
         def bound(batch: Batch) -> Tensor:
-            x = batch.x
-            q = model.encode(x)
-            terms = [model.decode(q.sample()).log_prob(x) for _ in range(self.samples)]
-            return torch.stack(terms).mean(0) - kl_divergence(q, model.prior)
+            q = model.encode(batch.x, **given(model, batch.y))
+            terms = []
+            for _ in range(self.samples):
+                z, log_q = draw(q, 1)
+                kl = divergence(q, model.prior, z, log_q)
+                terms.append(log_likelihood(model, batch.x, batch.y, z).squeeze(0) - kl)
+            return torch.stack(terms).mean(0)
 
-        yield from findings(subject, "elbo", "elbo", over_examples(subject, "elbo", bound))
+        yield from findings(subject, "elbo", kind_given(model, "elbo"), over_examples(subject, "elbo", bound))
 
 
 class IWAE(Estimator):
     """log 1/K Σ_k p(x, z_k)/q(z_k|x), z_k ~ q: a bound that rises to log p(x) with K (Burda et al. 2016, eq. 8).
+
+    Of a conditional model it bounds log p(x|y), which is a kind of its own.
 
     Args:
         samples: K. chunk: importance samples held in memory at a time, over all examples of a step.
@@ -154,20 +162,18 @@ class IWAE(Estimator):
         model = subject.model
         assert isinstance(model, LatentVariable)
         kind, rows = f"iwae-{self.samples}", max(1, self.chunk // self.samples)
-        values = over_examples(subject, kind, lambda batch: self.bound(model, batch.x), rows)
-        yield from findings(subject, "log_likelihood", kind, values)
+        values = over_examples(subject, kind, lambda batch: self.bound(model, batch.x, batch.y), rows)
+        yield from findings(subject, "log_likelihood", kind_given(model, kind), values)
 
-    def bound(self, model: LatentVariable, x: Tensor) -> Tensor:
-        """The bound for each of x (B, *shape), in nats, (B,)."""
-        q, prior = model.encode(x), model.prior
+    @torch.no_grad()
+    def bound(self, model: LatentVariable, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The bound for each of x (B, *shape), in nats, (B,); y (B,) are the labels that a conditional model needs."""
+        q, prior = model.encode(x, **given(model, y)), model.prior
         weights = []
         each = max(1, self.chunk // len(x))
         for start in range(0, self.samples, each):
-            k = min(each, self.samples - start)
-            z = q.sample(torch.Size([k]))  # (k, B, …)
-            flat = z.flatten(0, 1)
-            log_likelihood = model.decode(flat).log_prob(x.repeat(k, *[1] * (x.dim() - 1))).view(k, len(x))
-            weights.append((log_likelihood + prior.log_prob(z) - q.log_prob(z)).double())
+            z, log_q = draw(q, min(each, self.samples - start))
+            weights.append((log_likelihood(model, x, y, z) + prior.log_prob(z) - log_q).double())
         return torch.logsumexp(torch.cat(weights), 0) - math.log(self.samples)
 
 
