@@ -114,6 +114,38 @@ class Accumulates(Generative):
         """Take in a batch (B, *shape), in place. The order of examples and batches doesn't matter."""
 
 
+class ExpectationMaximisation(Density):
+    """A density with a hidden cause z whose posterior p(z|x) is exact: it learns by EM (Dempster et al. 1977).
+
+    What its M-step needs of examples are the statistics S = Σ_x E[s(x, z) | x]. They stand in the model's buffers, as sums
+    over examples, in whatever form keeps them accurate.
+    """
+
+    @abstractmethod
+    def start(self, x: Tensor) -> None:
+        """Set the parameters from some examples (B, *shape), in place: where EM begins.
+
+        Raises:
+            UsageError: these are too few.
+        """
+
+    @abstractmethod
+    def expect(self, x: Tensor, keep: float = 1.0) -> Tensor:
+        """The E-step: S <- keep S + Σ_x E[s(x, z) | x], in place; log p(x) on the way, in nats, (B,)."""
+
+    @abstractmethod
+    def maximise(self) -> None:
+        """The M-step: the parameters that are likeliest given S, in place. Only ratios of S count, but for a prior."""
+
+
+class Reparametrised(Density):
+    """A density whose samples are a differentiable function of noise: E_p[f(x)] has gradients by them."""
+
+    @abstractmethod
+    def rsample(self, n: int) -> Tensor:
+        """n draws (n, *shape), with gradients to the parameters; in training the noise is `gentrain.noise`'s."""
+
+
 class LatentVariable(Generative):
     """p(x) = ∫ p(x|z) p(z) dz with an approximate posterior q(z|x)."""
 
@@ -284,6 +316,22 @@ class Codes(ABC):
 
 class Encodes(Codes):
     """Codes that the model's own `decode` takes: x -> codes(x) -> decode leads back to about x."""
+
+
+class Invertible(Density, Decoder, Encodes):
+    """x <-> z by an invertible map f: log p(x) = log p(z) + log |det dz/dx| with z = f(x), a normalizing flow.
+
+    So z is the code, and `prior` its density. `decode` gives x in `support`, into which it brings what rounding, or a
+    density that reaches a little beyond, puts outside.
+    """
+
+    @abstractmethod
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z = f(x), (B, D), and log |det dz/dx| in nats, (B,)."""
+
+    @abstractmethod
+    def invert(self, z: Tensor) -> Tensor:
+        """f⁻¹(z), (B, *shape)."""
 
 
 class Reconstructs(ABC):

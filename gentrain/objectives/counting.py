@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.models.base import Accumulates, Density
+from gentrain.noise import of_all_processes
 from gentrain.update import Objective, Score, Update
 
 
@@ -30,7 +29,7 @@ class Counting(Objective):
 
     @torch.no_grad()
     def forward(self, model: Accumulates, batch: Batch, progress: float) -> Iterator[Update]:
-        x = _of_all_processes(batch.x)
+        x = of_all_processes(batch.x)
         metrics = {"log_likelihood": model.log_prob(x).mean()} if isinstance(model, Density) else {}
         model.accumulate(x)
         yield Update(metrics={**metrics, "examples": torch.full((), float(len(x)), device=x.device)})
@@ -38,12 +37,3 @@ class Counting(Objective):
     @torch.no_grad()
     def validate(self, model: Accumulates, batch: Batch) -> dict[str, Score]:
         return {"log_likelihood": Score(model.log_prob(batch.x), "exact")} if isinstance(model, Density) else {}
-
-
-def _of_all_processes(x: Tensor) -> Tensor:
-    """The whole batch, in its order, where several processes share it: no gradient is averaged here."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    shares = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(shares, x.contiguous())
-    return torch.cat(shares)
