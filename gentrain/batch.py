@@ -33,6 +33,7 @@ class DataSpec:
         classes: number of labels, or None without labels.
         sizes: examples in each split.
         modes: those of the distribution the data were drawn from, where they are known.
+        vocabulary: of tokens, the characters that they stand for, in their order.
     """
 
     name: str
@@ -42,6 +43,12 @@ class DataSpec:
     classes: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     modes: Modes | None = None
+    vocabulary: str | None = None
+
+    @property
+    def centres(self) -> list[list[float]] | None:
+        """Those of `modes`, as configurations have them."""
+        return None if self.modes is None else [list(centre) for centre in self.modes.centres]
 
     @property
     def is_image(self) -> bool:
@@ -49,8 +56,13 @@ class DataSpec:
 
 
 class Batch(NamedTuple):
-    """`x` (B, *shape) in the model's support; `y` (B,) labels, `pair` (B, *shape') the partner for translation."""
+    """`x` (B, *shape) in the model's support; `y` (B,) labels, `pair` (B, *shape') the partner for translation.
+
+    `starts` (B,), bools, is there where a row goes on where the same row of the batch before ended: except where it is
+    true, and the row is the beginning of a stream.
+    """
 
     x: Tensor
     y: Tensor | None = None
     pair: Tensor | None = None
+    starts: Tensor | None = None

@@ -47,7 +47,7 @@ HOMES = {
 """Where gentrain's own targets for each section live; a target of ours from anywhere else is refused."""
 
 _MODEL = re.compile(r"\$\{model\.\w+\}")
-_FACT = re.compile(r"\$\{data\.(shape|levels|classes|support)\}")
+_FACT = re.compile(r"\$\{data\.(shape|levels|classes|support|vocabulary)\}")
 
 
 def conf_dir() -> Path:

@@ -44,6 +44,7 @@ class DataSettings:
     levels: PositiveInt | None
     classes: PositiveInt | None
     support: Support | None
+    vocabulary: str | None = None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Objective(nn.Module, ABC):
         parts: names of the submodules it trains, each with its own optimizer; "" is the whole model.
         monitor: the `validate` quantity by which the best checkpoint is chosen (larger is better), or None where no
             honest one exists.
+        continues: whether a row of a batch must go on where that row of the batch before ended (`Batch.starts`).
         compiled: names of methods that are functions of tensors alone, where a step spends its time: `device.compile`
             compiles these, and the model's networks where an objective names none.
     """
@@ -67,6 +68,7 @@ class Objective(nn.Module, ABC):
     excludes: ClassVar[tuple[type, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("",)
     monitor: ClassVar[str | None] = None
+    continues: ClassVar[bool] = False
     compiled: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

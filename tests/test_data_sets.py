@@ -104,8 +104,8 @@ def test_text_reads_ones_own_file(tmp_path):
     assert source.vocabulary.decode(source.splits["train"].x[0]) == "añb\nañb\nañ"
     assert source.spec.sizes == {"train": 80, "validation": 10, "test": 10}
     assert text.text(str(file), length=10, validation=3).spec.sizes == {"train": 87, "validation": 3, "test": 10}
-    with pytest.raises(DataError, match=r"1001 characters are too few for windows of data\.length=101"):
-        text.text(str(file), length=101)
+    with pytest.raises(DataError, match=r"1001 characters are too few for windows of data\.length=102"):
+        text.text(str(file), length=102)
     file.write_bytes(b"abc\xff")
     with pytest.raises(DataError, match=r"my text\.txt is not UTF-8 text \(byte 3\)"):
         text.text(str(file))

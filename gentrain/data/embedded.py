@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -70,7 +71,9 @@ def _every(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows[~taken], rows[taken]
 
 
-def pydoc(length: PositiveInt = 128, validation: NonNegativeInt | None = None) -> Source:
+def pydoc(
+    length: PositiveInt = 128, order: Literal["shuffled", "stream"] = "stream", validation: NonNegativeInt | None = None
+) -> Source:
     """The topics of Python's own documentation (what `help()` shows) as windows of `length` characters.
 
     The text belongs to the running version of Python, so numbers compare within one version; the vocabulary of 97
@@ -79,4 +82,4 @@ def pydoc(length: PositiveInt = 128, validation: NonNegativeInt | None = None) -
     from pydoc_data.topics import topics
 
     content = "\n\n".join(topics[name] for name in sorted(topics)).translate(_PLAIN)
-    return source_from_text(content, PYDOC_VOCABULARY, length, validation, "pydoc")
+    return source_from_text(content, PYDOC_VOCABULARY, length, order, validation, "pydoc")

@@ -28,6 +28,10 @@ class Pipeline:
     the data, and processes that share a batch see together exactly what one process alone would see. Held-out data are
     drawn with fixed keys, the same in every run and for every seed, so that their numbers can be compared.
 
+    A source in streams is cut into batch_size stretches of consecutive examples, one for each row of a batch, and row i
+    of a step goes on where row i of the step before ended. An epoch begins them anew, at places that (seed, epoch)
+    shifts by whole examples; a stretch that reaches the end of the split goes on at its beginning.
+
     Args:
         source: the data set.
         support: where the model lives.
@@ -44,8 +48,8 @@ class Pipeline:
         steps_per_epoch: whole batches in the training split; the rest of an epoch's order is left out.
 
     Raises:
-        UsageError: if data and support don't fit, or the batch is larger than the training split or doesn't divide
-            among the processes.
+        UsageError: if data and support don't fit, or the batch is larger than the training split, leaves nothing of
+            streams, or doesn't divide among the processes.
 
     >>> from gentrain.data.embedded import digits
     >>> pipeline = Pipeline(digits(), "binary", batch_size=100, seed=0)
@@ -68,6 +72,7 @@ class Pipeline:
         self.spec = source.spec
         self.support = support
         self.batch_size, self.seed = batch_size, seed
+        self.streams = source.order == "stream"
         self.rank, self.world = rank, world
         self.device = torch.device(device)
         self.conversion = Conversion(source.spec, support, binarization, dequantize)
@@ -83,6 +88,12 @@ class Pipeline:
             raise UsageError(
                 f"data.batch_size={self.batch_size} is more than the {self._size} training examples of "
                 f"data={self.spec.name}: set it to {self._size} or less"
+            )
+        if self.streams and 2 * self.batch_size > self._size:
+            raise UsageError(
+                f"data.batch_size={self.batch_size}: the {self._size} training windows of data={self.spec.name} make "
+                f"streams of one window each, with nothing to go on to; choose at most {max(self._size // 2, 1)}, "
+                "or data.order=shuffled"
             )
         if self.batch_size % self.world:
             raise UsageError(
@@ -107,8 +118,7 @@ class Pipeline:
         """Data set indices of this process's examples at a step, and the keys of their draws, each (B / world,)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed(derive(_ORDER, self.seed, epoch) >> 1)
-            order = torch.randperm(self._size, generator=generator)
+            order = self._order(epoch)
             keys = sample_keys(derive(_DRAW, self.seed, epoch), order)
             self._epoch = epoch, order.to(self.device), keys.to(self.device)
         _, order, keys = self._epoch
@@ -116,13 +126,27 @@ class Pipeline:
         start = within * self.batch_size + self.rank * share
         return order[start : start + share], keys[start : start + share]
 
+    def _order(self, epoch: int) -> Tensor:
+        """Data set indices in the order of an epoch, batch after batch."""
+        if self.streams:
+            start = derive(_ORDER, self.seed, epoch) % self._size
+            rows = torch.arange(self.batch_size) * self.steps_per_epoch
+            return ((start + torch.arange(self.steps_per_epoch)[:, None] + rows) % self._size).flatten()
+        generator = torch.Generator().manual_seed(derive(_ORDER, self.seed, epoch) >> 1)
+        return torch.randperm(self._size, generator=generator)
+
     def indices(self, step: int) -> Tensor:
         """Training set indices of this process's share of the batch at `step`, int64, (batch_size / world,)."""
         return self._share(step)[0]
 
     def batch(self, step: int) -> Batch:
         """This process's share of the training batch at `step` >= 0: a function of (seed, step) alone."""
-        return self._take(self._splits["train"], *self._share(step))
+        index, keys = self._share(step)
+        batch = self._take(self._splits["train"], index, keys)
+        if not self.streams:
+            return batch
+        first = torch.ones_like if step % self.steps_per_epoch == 0 else torch.zeros_like
+        return batch._replace(starts=first(index, dtype=torch.bool) | (index == 0))
 
     def _take(self, split: Split, index: Tensor, keys: Tensor) -> Batch:
         x = split.x.index_select(0, index.to(split.x.device)).to(self.device, non_blocking=True)

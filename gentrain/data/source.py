@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from gentrain.types import Support
 if TYPE_CHECKING:
     from gentrain.data.text import Vocabulary
 
-__all__ = ["SPLITS", "Source", "Split", "hold_out", "make_source", "shares"]
+__all__ = ["SPLITS", "Order", "Source", "Split", "hold_out", "make_source", "shares"]
 
 SPLITS = ("train", "validation", "test")
+
+Order = Literal["shuffled", "stream"]
+"""How an epoch goes through the training split: at random, or along it in as many streams as a batch has rows."""
 
 _STORED = {
     "binary": (torch.uint8,),
@@ -51,11 +54,13 @@ class Source:
         spec: what it is; `spec.sizes` counts the examples of each split.
         splits: "train", and "validation" and "test" where there are any.
         vocabulary: how tokens read as text, for `tokens` only.
+        order: of training. `stream` needs splits in which each example goes on where the one before it ended.
     """
 
     spec: DataSpec
     splits: Mapping[str, Split]
     vocabulary: Vocabulary | None = None
+    order: Order = "shuffled"
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the training split: types, shapes and every stored value."""
@@ -78,6 +83,7 @@ def make_source(
     levels: int | None = None,
     classes: int | None = None,
     vocabulary: Vocabulary | None = None,
+    order: Order = "shuffled",
 ) -> Source:
     """Check that the splits agree with one another and describe them.
 
@@ -87,6 +93,7 @@ def make_source(
         splits: split name -> examples; None and empty ones are left out.
         levels, classes: as in `DataSpec`.
         vocabulary: for `tokens`.
+        order: as in `Source`.
 
     Raises:
         DataError: without training examples, or if shapes or labels of the splits disagree.
@@ -103,7 +110,9 @@ def make_source(
         if split.y is not None and len(split.y) != len(split):
             raise DataError(f"data={name}: {key} has {len(split)} examples but {len(split.y)} labels")
     sizes = {key: len(split) for key, split in kept.items()}
-    return Source(DataSpec(name, shape, support, levels, classes, sizes), kept, vocabulary)
+    characters = None if vocabulary is None else vocabulary.characters
+    spec = DataSpec(name, shape, support, levels, classes, sizes, vocabulary=characters)
+    return Source(spec, kept, vocabulary, order)
 
 
 def hold_out(train: Split, validation: int | None, default: int, name: str) -> tuple[Split, Split]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gentrain.data.source import Source, Split, hold_out, make_source
+from gentrain.data.places import data_root
+from gentrain.data.source import Order, Source, Split, hold_out, make_source
 from gentrain.errors import DataError
 from gentrain.types import NonNegativeInt, PositiveInt
 
@@ -53,36 +55,65 @@ def windows(tokens: Tensor, length: int) -> Tensor:
     return tokens[: n * length].view(n, length)
 
 
-def source_from_text(content: str, vocabulary: Vocabulary, length: int, validation: int | None, name: str) -> Source:
+def source_from_text(
+    content: str, vocabulary: Vocabulary, length: int, order: Order, validation: int | None, name: str
+) -> Source:
     """Windows of a text: the last tenth of it is for testing, the tenth before (or `validation` windows) for
-    validation, what comes first for training.
+    validation, what comes first for training. Each window begins where the one before it ended.
+
+    With validation=0 that is nanoGPT's split of 0.9 and 0.1. What is left of a part beyond its last whole window is
+    left out.
 
     Raises:
         DataError: if the text is too short for a window in the training and the test part.
     """
     tokens = vocabulary.encode(content)
-    cut = len(tokens) - len(tokens) // 10
+    cut = _testing_from(content)
     rest, test = windows(tokens[:cut], length), windows(tokens[cut:], length)
     if len(rest) < 2 or not len(test):
         raise DataError(f"data={name}: {len(content)} characters are too few for windows of data.length={length}")
     train, held = hold_out(Split(rest), validation, max(len(rest) // 9, 1), name)
     splits = {"train": train, "validation": held, "test": Split(test)}
-    return make_source(name, "tokens", splits, levels=len(vocabulary), vocabulary=vocabulary)
+    return make_source(name, "tokens", splits, levels=len(vocabulary), vocabulary=vocabulary, order=order)
 
 
-def text(path: str, length: PositiveInt = 128, validation: NonNegativeInt | None = None) -> Source:
-    """One's own text file (UTF-8) as windows of characters. The vocabulary is the characters of its training part and
-    one token (shown as U+FFFD) for any other.
+def _testing_from(content: str) -> int:
+    """Where the test part begins: int(0.9 n), as in nanoGPT."""
+    return len(content) * 9 // 10
+
+
+def text(
+    path: str,
+    length: PositiveInt = 128,
+    order: Literal["shuffled", "stream"] = "stream",
+    root: str | None = None,
+    validation: NonNegativeInt | None = None,
+) -> Source:
+    """One's own text file (UTF-8) as windows of characters. The vocabulary is the characters of all but the test part
+    and one token (shown as U+FFFD) for any other.
+
+    Args:
+        path: the file; a relative path that leads nowhere from the current folder is looked for under `root`.
+        length: characters in a window.
+        order: `stream` reads along the text in as many places as a batch has rows, `shuffled` windows at random.
+        root: where data sets lie; None is $GENTRAIN_DATA, else the user's cache folder.
+        validation: windows kept for validation; None is a ninth of what is not for testing.
 
     Raises:
         DataError: if the file is missing, is not UTF-8 or too short.
     """
     file = Path(path).expanduser()
+    if not file.exists() and (under := data_root(root) / file).exists():
+        file = under
     try:
         content = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text (byte {error.start}): convert it first") from error
     except OSError as error:
-        raise DataError(f"data.path={path} can't be read: {error.strerror}") from error
-    seen = sorted(set(content[: len(content) - len(content) // 10]) - {"\ufffd"})
-    return source_from_text(content, Vocabulary("".join(seen) + "\ufffd"), length, validation, "text")
+        where = f", here or in {data_root(root)}" if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"data.path={path} can't be read: {error.strerror}{where}") from error
+    # The dollar comes last: before a brace that follows in the code table it would read as an interpolation in a YAML
+    seen = sorted(
+        set(content[: _testing_from(content)]) - {"\ufffd"}, key=lambda character: (character == "$", character)
+    )
+    return source_from_text(content, Vocabulary("".join(seen) + "\ufffd"), length, order, validation, "text")

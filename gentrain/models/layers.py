@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence, register_kl
 from torch.nn.functional import linear, relu
 
+from gentrain import noise
 from gentrain.models.latent import Reparametrised
 
 SMALLEST, LARGEST = 8, 64
@@ -129,6 +130,22 @@ def double(d_in: int, d_out: int, size: tuple[int, int], *, bias: bool = True) -
     """Undoes `halve`: half of `size` (height, width) -> `size`, whose parity the halving forgot."""
     odd = (size[0] % 2, size[1] % 2)
     return nn.ConvTranspose2d(d_in, d_out, kernel_size=4, stride=2, padding=1, output_padding=odd, bias=bias)
+
+
+class Dropout(nn.Module):
+    """x with each element 0 with probability p and divided by 1 - p else, in training (Srivastava et al. 2014).
+
+    Unlike torch's, its draws are those of `gentrain.noise`: several processes drop what one alone would.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.p > 0):
+            return x
+        return x * noise.uniform(*x.shape, device=x.device).ge_(self.p).div_(1 - self.p).to(x.dtype)
 
 
 class DiagonalNormal(Independent, Reparametrised):

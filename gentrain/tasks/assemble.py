@@ -19,7 +19,7 @@ from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
 
-FACTS = ("shape", "levels", "classes", "support")
+FACTS = ("shape", "levels", "classes", "support", "vocabulary")
 
 
 @dataclass
@@ -67,6 +67,11 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
     model = _build_model(plain, source)
     require_fit(model, config.locate(plain["objective"]["_target_"], trust), trust)
     objective = config.build(plain["objective"], trust, Objective)
+    if objective.continues and source.order != "stream":
+        raise UsageError(
+            f"objective={type(objective).__name__}: goes on where the batch before ended, and the training examples of"
+            f" data={source.spec.name} come shuffled; set data.order=stream, or objective=likelihood"
+        )
     optim = config.build(plain["optim"], trust, Optim)
     optim.check_parts(objective.parts)
     for part in objective.parts:
@@ -99,6 +104,8 @@ def _note_facts(cfg: DictConfig, source: Source) -> None:
     for key in FACTS:
         actual = getattr(spec, key)
         actual = list(actual) if isinstance(actual, tuple) else actual
+        if actual is None and key not in cfg.data:  # of a run from before there was such a fact
+            continue
         given = OmegaConf.to_container(cfg.data, resolve=True)[key]  # type: ignore[index, call-overload]
         if given is not None and given != actual:
             raise UsageError(f"data.{key}={given}: {spec.name} has {key} {actual}; leave data.{key} out")

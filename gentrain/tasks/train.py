@@ -164,7 +164,7 @@ def hparams(assembly: Assembly, plain: dict[str, Any]) -> dict[str, Any]:
     flat |= {"model": names[0], "objective": names[1], "data.batch_size": plain["data"]["batch_size"]}
     for section in ("model", "objective", "optim"):
         for key, value in plain[section].items():
-            if value is not None and key not in ("_target_", "shape", "levels"):
+            if value is not None and key not in ("_target_", "shape", "levels", "vocabulary"):
                 flat[f"{section}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat
 
