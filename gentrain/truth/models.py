@@ -13,6 +13,7 @@ from gentrain.evaluation.likelihood import IWAE
 from gentrain.models.base import (
     Adversarial,
     Codes,
+    Conditional,
     Decoder,
     Density,
     EnergyBased,
@@ -23,11 +24,13 @@ from gentrain.models.base import (
     LatentVariable,
     PseudoLikelihood,
     Reconstructs,
+    given,
 )
 from gentrain.truth.base import Case, Unchecked, Verdict, claims, differences
 from gentrain.truth.spaces import (
     SHARP,
     STATES,
+    AtLabel,
     Space,
     around,
     exact_log_prob,
@@ -71,9 +74,10 @@ def misfits(x: Tensor, model: Generative, levels: int | None, n: int) -> list[st
 
 
 @torch.no_grad()
-def outputs(model: Generative, x: Tensor, z: Tensor | None = None) -> dict[str, Tensor]:
-    """Everything that the model computes without a draw from examples (and codes z, as many), name -> (B, …)."""
+def outputs(model: Generative, x: Tensor, z: Tensor | None = None, y: Tensor | None = None) -> dict[str, Tensor]:
+    """Everything that the model computes without a draw from x (and as many codes z and labels y), name -> (B, …)."""
     found: dict[str, Tensor] = {}
+    to = given(model, y)
     if isinstance(model, Density) or (isinstance(model, Enumerable) and 1 << model.enumeration_bits <= STATES):
         found["log_prob"] = model.log_prob(x)
     if isinstance(model, EnergyBased):
@@ -83,15 +87,15 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None) -> dict[str, 
     if isinstance(model, PseudoLikelihood):
         found["pseudo_log_likelihood"] = model.pseudo_log_likelihood(x)
     if z is not None and isinstance(model, LatentVariable):
-        found["encode"], found["decode"] = model.encode(x).log_prob(z), model.decode(z).log_prob(x)
+        found["encode"], found["decode"] = model.encode(x, **to).log_prob(z), model.decode(z, **to).log_prob(x)
     if z is not None and isinstance(model, Decoder):
-        found["decode"] = model.decode(z)
+        found["decode"] = model.decode(z, **to)
     if isinstance(model, Adversarial):
-        found["discriminate"] = model.discriminate(x)
+        found["discriminate"] = model.discriminate(x, **to)
     if isinstance(model, Codes):
-        found["codes"] = model.codes(x)
+        found["codes"] = model.codes(x, **to)
     if isinstance(model, Reconstructs):
-        found["reconstruct"] = model.reconstruct(x)
+        found["reconstruct"] = model.reconstruct(x, **to)
     if isinstance(model, Filters):
         found["filters"] = model.filters()
     return found
@@ -99,8 +103,8 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None) -> dict[str, 
 
 def outputs_of(case: Case, model: Generative, rows: int | None = None) -> dict[str, Tensor]:
     """`outputs` of `model`, on whatever device it is, for the case's first examples and codes."""
-    codes = case.codes
-    return outputs(model, case.x[:rows].to(model.device), None if codes is None else codes[:rows].to(model.device))
+    z, y = (None if v is None else v[:rows].to(model.device) for v in (case.codes, case.batches[0].y))
+    return outputs(model, case.x[:rows].to(model.device), z, y)
 
 
 def seeded_sample(model: Generative, n: int, seed: int = 5) -> Tensor:
@@ -329,10 +333,16 @@ def pseudo_likelihood_is_right(case: Case) -> Verdict:
 # --- latent variables -------------------------------------------------------------------------------------------------
 
 
-@claims("KL(q‖p) in closed form", LatentVariable)
-def kl_is_closed(case: Case) -> Verdict:
+def unconditional(case: Case) -> LatentVariable:
+    """The model; a conditional one with its last label held fixed."""
     model = case.model
     assert isinstance(model, LatentVariable)
+    return AtLabel(model, model.classes - 1) if isinstance(model, Conditional) and model.classes else model
+
+
+@claims("KL(q‖p) in closed form", LatentVariable)
+def kl_is_closed(case: Case) -> Verdict:
+    model = unconditional(case)
     with torch.no_grad():
         q, prior = model.encode(case.x[:8]), model.prior
         try:
@@ -349,8 +359,7 @@ def kl_is_closed(case: Case) -> Verdict:
 
 @claims("q(z|x) draws what it weighs", LatentVariable)
 def posterior_follows_itself(case: Case) -> Verdict:
-    model = case.model
-    assert isinstance(model, LatentVariable)
+    model = unconditional(case)
     with torch.no_grad():
         q = model.encode(case.x[:1])
         draws = q.sample(torch.Size([case.n]))[:, 0]
@@ -373,8 +382,7 @@ def _total_and_draws(space, log_p: Tensor, draws: Tensor) -> Verdict:
 
 @claims("p(x|z) sums to one and draws what it weighs", LatentVariable)
 def likelihood_follows_itself(case: Case) -> Verdict:
-    model = case.model
-    assert isinstance(model, LatentVariable)
+    model = unconditional(case)
     with torch.no_grad():
         z = model.prior.sample(torch.Size([1]))
         p = model.decode(z)
@@ -390,8 +398,7 @@ def likelihood_follows_itself(case: Case) -> Verdict:
 
 @claims("p(x|z) has its mean", LatentVariable)
 def likelihood_has_its_mean(case: Case) -> Verdict:
-    model = case.model
-    assert isinstance(model, LatentVariable)
+    model = unconditional(case)
     with torch.no_grad():
         p = model.decode(model.prior.sample(torch.Size([8])))
         try:
@@ -407,8 +414,7 @@ def likelihood_has_its_mean(case: Case) -> Verdict:
 @claims("the bounds rise to log p(x)", LatentVariable)
 def bounds_rise(case: Case) -> Verdict:
     """ELBO <= IWAE-5 <= IWAE-50 <= log p(x), and 20,000 importance draws reach it."""
-    model = case.model
-    assert isinstance(model, LatentVariable)
+    model = unconditional(case)
     x = case.x[:ROWS]
     found = quadrature(model, x)
     if isinstance(found, str):
@@ -442,10 +448,13 @@ def bounds_rise(case: Case) -> Verdict:
 
 
 @torch.no_grad()
-def bounds(model: LatentVariable, x: Tensor, k: int, repeats: int) -> Tensor:
-    """`repeats` independent draws of the IWAE-k bound for each of x (B, *shape), (repeats, B); the ELBO for k = 1."""
+def bounds(model: LatentVariable, x: Tensor, k: int, repeats: int, y: Tensor | None = None) -> Tensor:
+    """`repeats` independent draws of the IWAE-k bound for each of x (B, *shape), (repeats, B); the ELBO for k = 1.
+
+    y (B,) are the labels that a conditional model needs.
+    """
     many = x.repeat(repeats, *[1] * (x.dim() - 1))
-    return IWAE(samples=k).bound(model, many).view(repeats, len(x))
+    return IWAE(samples=k).bound(model, many, None if y is None else y.repeat(repeats)).view(repeats, len(x))
 
 
 # --- decoders and critics ---------------------------------------------------------------------------------------------

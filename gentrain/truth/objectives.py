@@ -19,13 +19,15 @@ from gentrain.models.base import (
     Generative,
     LatentVariable,
     PseudoLikelihood,
+    given,
+    kind_given,
 )
 from gentrain.objectives.adversarial import Game
 from gentrain.optim import Optim
 from gentrain.parts import Part
 from gentrain.truth.base import Case, Verdict, claims
 from gentrain.truth.models import ROUNDING, ROWS, SIGMAS, bounds
-from gentrain.truth.spaces import over, sigmas
+from gentrain.truth.spaces import sigmas
 from gentrain.update import Objective, Update
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 0.99)
@@ -301,15 +303,16 @@ def exact_gradient(model: EnergyBased, data: Tensor, states: Tensor) -> dict[str
 @claims("held-out numbers are what they are called", Generative)
 def scores_are_true(case: Case) -> Verdict | None:
     """Every score of `validate` whose kind has a definition, in the mean over draws, against that definition."""
-    model, objective, x = case.model, case.objective, case.x[:ROWS]
-    repeats = 400
+    model, objective, x, y = case.model, case.objective, case.x[:ROWS], case.batches[0].y
+    y, repeats = None if y is None else y[:ROWS], 400
+    many = Batch(x.repeat(repeats, *[1] * (x.dim() - 1)), None if y is None else y.repeat(repeats))
     with torch.no_grad():
-        scores = objective.validate(model, Batch(x.repeat(repeats, *[1] * (x.dim() - 1))))
+        scores = objective.validate(model, many)
     worst, words = -1.0, []
     for name, score in scores.items():
         if score.values.shape != (repeats * len(x),) or not score.values.isfinite().all():
             return math.inf, SIGMAS, f"{name} is not one finite number an example"
-        truth = _defined(model, score.kind, x)
+        truth = _defined(model, score.kind, x, y)
         if truth is None:
             continue
         values = score.values.view(repeats, len(x)).double()
@@ -320,17 +323,19 @@ def scores_are_true(case: Case) -> Verdict | None:
     return None if worst < 0 else (worst, SIGMAS, f"{', '.join(words)}; largest distance in standard errors")
 
 
-def _defined(model: Generative, kind: str, x: Tensor) -> Tensor | None:
+def _defined(model: Generative, kind: str, x: Tensor, y: Tensor | None) -> Tensor | None:
     """Draws (R, B) of the quantity that `kind` names, R = 1 where it is not random; None for other kinds."""
     with torch.no_grad():
-        if kind == "exact" and isinstance(model, Density | Enumerable):
-            return over(model.log_prob, x)[None]
+        if kind == kind_given(model, "exact") and isinstance(model, Density | Enumerable):
+            return model.log_prob(x, **given(model, y))[None]
         if kind == "free-energy" and isinstance(model, EnergyBased):
             return model.free_energy(x)[None]
         if kind == "pseudo" and isinstance(model, PseudoLikelihood):
             return model.pseudo_log_likelihood(x)[None]
-        if kind == "elbo" and isinstance(model, LatentVariable):
-            return bounds(model, x, 1, 2000)
-        if kind.startswith("iwae-") and kind[5:].isdigit() and isinstance(model, LatentVariable):
-            return bounds(model, x, int(kind[5:]), 400)
+        if isinstance(model, LatentVariable):
+            if kind == kind_given(model, "elbo"):
+                return bounds(model, x, 1, 2000, y)
+            k = kind.removeprefix("iwae-").partition(" ")[0]
+            if k.isdigit() and kind == kind_given(model, f"iwae-{k}"):
+                return bounds(model, x, int(k), 400, y)
     return None

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from gentrain.models.base import Density, EnergyBased, Generative, LatentVariable
+from gentrain.models.base import Conditional, Density, EnergyBased, Generative, LatentVariable
 
 STATES = 1 << 14
 """The largest discrete space that is listed."""
@@ -147,11 +148,37 @@ def over(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([function(piece) for piece in x.split(CHUNK)])
 
 
+class AtLabel(LatentVariable):
+    """A conditional model with its label held fixed: a model of x alone, for what is known of those."""
+
+    def __init__(self, model: LatentVariable, label: int):
+        super().__init__()
+        self.model, self.label = model, label
+        self.shape, self.support = model.shape, model.support
+
+    def _to(self, n: int) -> dict[str, Tensor]:
+        return {"y": torch.full((n,), self.label, device=self.model.device)}
+
+    @property
+    def prior(self) -> Distribution:
+        return self.model.prior
+
+    def encode(self, x: Tensor) -> Distribution:
+        return self.model.encode(x, **self._to(len(x)))
+
+    def decode(self, z: Tensor) -> Distribution:
+        return self.model.decode(z, **self._to(len(z)))
+
+    def sample(self, n: int) -> Tensor:
+        return self.model.sample(n, **self._to(n))
+
+
 @torch.no_grad()
 def exact_log_prob(model: Generative, space: Space) -> Tensor | str:
     """log p at every point of the space, (M,), by whatever the model knows of it, or in words why that is unknown.
 
-    log_prob itself; or -F up to a constant; or, with a code of one or two dimensions, ∫ p(x|z) p(z) dz.
+    log_prob itself; or -F up to a constant; or, with a code of one or two dimensions, ∫ p(x|z) p(z) dz, of a
+    conditional model its mean over the labels.
     """
     if isinstance(model, Density):
         return over(model.log_prob, space.points)
@@ -159,8 +186,14 @@ def exact_log_prob(model: Generative, space: Space) -> Tensor | str:
         log_p = -over(model.free_energy, space.points)
         return log_p.double() - space.log_total(log_p)
     if isinstance(model, LatentVariable):
-        found = quadrature(model, space.points)
-        return found if isinstance(found, str) else found.log_p
+        labels = range(model.classes) if isinstance(model, Conditional) and model.classes else ()
+        total = []
+        for one in [AtLabel(model, label) for label in labels] or [model]:
+            found = quadrature(one, space.points)
+            if isinstance(found, str):
+                return found
+            total.append(found.log_p)
+        return torch.logsumexp(torch.stack(total), 0) - math.log(len(total))
     return "the model knows no probability of x"
 
 
