@@ -76,6 +76,13 @@ class Objective(nn.Module, ABC):
         """Whether models of this class can be trained by it."""
         return issubclass(model, cls.needs) and not issubclass(model, cls.excludes)
 
+    def require(self, model: Any) -> None:
+        """Refuse a model that `needs` admits and these settings don't; called once, before anything is written.
+
+        Raises:
+            UsageError: with the option, its value and a remedy.
+        """
+
     @abstractmethod
     def forward(self, model: Any, batch: Batch, progress: float) -> Iterator[Update]:
         """Yield the updates for one batch. `progress` in [0, 1) is the fraction of training that is done."""

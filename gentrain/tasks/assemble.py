@@ -67,6 +67,7 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
     model = _build_model(plain, source)
     require_fit(model, config.locate(plain["objective"]["_target_"], trust), trust)
     objective = config.build(plain["objective"], trust, Objective)
+    objective.require(model)
     if objective.continues and source.order != "stream":
         raise UsageError(
             f"objective={type(objective).__name__}: goes on where the batch before ended, and the training examples of"
