@@ -1,0 +1,51 @@
+"""A pair of convolutional networks, one the other's mirror: an image to numbers and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from gentrain.errors import UsageError
+from gentrain.models.layers import LARGEST, SMALLEST, double, halve, halvings, mlp
+
+
+def pyramid(
+    shape: tuple[int, ...],
+    hidden: Sequence[int],
+    encoded: int,
+    latent: int,
+    width: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> tuple[nn.Module, nn.Module]:
+    """Networks (B, *shape) -> (B, encoded) and (B, latent) -> (B, *shape), the second without its last bias.
+
+    Stride-2 convolutions halve the sides down to 4 to 7 pixels, then come layers of `hidden` units; and back.
+
+    Args:
+        width: feature maps of the first convolution, doubled at each halving.
+
+    Raises:
+        UsageError: one example is no image with sides of 8 to 64.
+    """
+    if len(shape) != 3:
+        raise UsageError(f"model.network=conv takes images, and one example here has shape {shape}; use mlp")
+    if not all(SMALLEST <= side <= LARGEST for side in shape[1:]):
+        raise UsageError(
+            f"model.network=conv takes sides of {SMALLEST} to {LARGEST} pixels, not {shape[1]}x{shape[2]}; "
+            "resize the images or use model.network=mlp"
+        )
+    depth = min(len(halvings(side)) for side in shape[1:])
+    sides = [(shape[1] >> i, shape[2] >> i) for i in range(depth)]
+    maps = [shape[0], *(width << i for i in range(depth - 1))]
+    base = (maps[-1], *sides[-1])
+    down: list[nn.Module] = []
+    for d_in, d_out in pairwise(maps):
+        down += [halve(d_in, d_out), activation()]
+    encoder = nn.Sequential(*down, nn.Flatten(), *mlp([math.prod(base), *hidden, encoded], activation))
+    up: list[nn.Module] = [*mlp([latent, *reversed(hidden), math.prod(base)], activation), nn.Unflatten(1, base)]
+    for i in reversed(range(depth - 1)):
+        up += [activation(), double(maps[i + 1], maps[i], sides[i], bias=i > 0)]
+    return encoder, nn.Sequential(*up)
