@@ -39,7 +39,7 @@ class DataSettings:
     batch_size: PositiveInt
     validation: NonNegativeInt | None
     binarization: Literal["dynamic", "static", "threshold"]
-    dequantize: bool
+    dequantize: bool | None
     shape: Shape | None
     levels: PositiveInt | None
     classes: PositiveInt | None

@@ -14,7 +14,7 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
 from gentrain.errors import UsageError, out_of_memory
-from gentrain.models.base import Generative, StartsFromMean
+from gentrain.models.base import Density, Generative, StartsFromMean
 from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
@@ -65,6 +65,7 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
     plain = config.check(cfg)
     torch.manual_seed(plain["seed"])
     model = _build_model(plain, source)
+    plain["data"]["dequantize"] = cfg.data.dequantize = _dequantize(plain["data"]["dequantize"], model, source)
     require_fit(model, config.locate(plain["objective"]["_target_"], trust), trust)
     objective = config.build(plain["objective"], trust, Objective)
     objective.require(model)
@@ -83,6 +84,24 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
         model.start_from_mean(pipeline.mean())
     device.synchronise(model)
     return Assembly(plain, source, model, objective, pipeline, optim)
+
+
+def _dequantize(wanted: bool | None, model: Generative, source: Source) -> bool:
+    """Whether noise is added to levels: what the user says, and if nothing, whether the model needs it.
+
+    A density over unit, signed or real x has no bound at levels as they are: it grows with the sharpness of spikes.
+
+    Raises:
+        UsageError: the user says no, and the model is such a density.
+    """
+    stored = source.spec.support in ("binary", "levels")
+    needed = stored and isinstance(model, Density) and model.support in ("unit", "signed", "real")
+    if needed and wanted is False:
+        raise UsageError(
+            f"data.dequantize=false: {type(model).__name__} is a density over {model.support} x, which at the"
+            f" levels of data={source.spec.name} has no bound; leave data.dequantize out"
+        )
+    return needed if wanted is None else wanted
 
 
 def make_pipeline(plain: dict[str, Any], source: Source, model: Generative, device: Device) -> Pipeline:
