@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from gentrain.errors import UsageError
+from gentrain.models.base import Invertible
 from gentrain.models.layers import MaskedMLP
 
 LIMIT = 5.0
@@ -327,3 +329,56 @@ class FactorOut(Bijection):
         size = math.prod(self.done)
         on, log_det = self.inner.inverse(z[:, size:])
         return torch.cat([z[:, :size].view(-1, *self.done), on], 1), log_det
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+class Flow(Invertible):
+    """log p(x) = log p(f(x)) + log |det df/dx| in nats for a chain f of bijections.
+
+    Levels are modelled dequantized, as x = (level + u)/K in [0, 1) (`support` unit), and the chain begins with
+    y = logit(λ + (1 - 2λ) x), so `log_prob` is the density of x, from which bits/dim follow. Some papers give that of y
+    (`evaluate metrics=[logit]`): log p(y) = log p(x) - Σ log dy/dx. A density over all y is one over
+    -λ/(1 - 2λ) < x < 1 + λ/(1 - 2λ): what little it has outside of [0, 1] is drawn as 0 or 1.
+
+    Args:
+        shape: of one example. levels: None for reals, which are modelled as they are.
+        logit: λ. body: (*shape) -> vectors. prior: calling it gives p(z), over vectors.
+
+    Raises:
+        UsageError: λ is no margin within [0, 1].
+    """
+
+    def __init__(self, shape: tuple[int, ...], levels: int | None, logit: float, body: Bijection, prior: nn.Module):
+        super().__init__()
+        if logit >= 0.5:
+            raise UsageError(f"model.logit={logit:g}: the margin on either side of [0, 1] must be below 0.5")
+        self.shape, self.support = tuple(shape), "real" if levels is None else "unit"
+        self.body = body if levels is None else Chain(Logit(logit), body)
+        self._prior = prior
+
+    @property
+    def prior(self) -> Distribution:
+        return self._prior()
+
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        z, log_det = self.transform(x)
+        return self.prior.log_prob(z) + log_det
+
+    def invert(self, z: Tensor) -> Tensor:
+        return self.body.inverse(z)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        x = self.invert(z)
+        return x.clamp(0, 1) if self.support == "unit" else x
+
+    def codes(self, x: Tensor) -> Tensor:
+        return self.transform(x)[0]
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        return self.decode(self.prior.sample(torch.Size([n])))
