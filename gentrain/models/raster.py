@@ -20,16 +20,18 @@ from gentrain.models import likelihoods
 from gentrain.models.base import Autoregressive, Completes, StartsFromMean
 from gentrain.types import Support
 
-TOLERANCE = 1e-3
-"""In logits, relative to the largest: draws that so small a change would alter are drawn again without a cache."""
-
-
 class Head(nn.Module, ABC):
     """From a network's raw numbers of a pixel to a distribution over the values of its channels.
 
     Attributes:
         shape: of one example, (C, H, W). outputs: raw numbers a pixel; their order is the head's. support: of x.
+
+    Class attributes:
+        tolerance: a draw is doubtful if its parameters need to change by no more than this, relative to 1 + the largest
+            of them, to give another value. Rounding changes logits of trained networks by a millionth.
     """
+
+    tolerance: ClassVar[float] = 3e-5
 
     shape: tuple[int, int, int]
     outputs: int
@@ -232,13 +234,13 @@ class Raster(Autoregressive, Completes, StartsFromMean):
         """Fill x in, in place, where it isn't known.
 
         A cache does the same sums in another order, so its parameters differ in the last digits. A draw that such a
-        difference might alter (one in thousands) is made again from the whole image: so images are the same bit for
+        difference might alter (one in ten thousands) is made again from the whole image: so images are the same bit for
         bit with and without a cache.
         """
         channels, height, width = self.shape
         whole = Recompute(self, x, y)
         cache = self.cache(x, y) if cached else whole
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             for i in range(height):
                 cache.row(i)
                 for j in range(width):
@@ -249,7 +251,7 @@ class Raster(Autoregressive, Completes, StartsFromMean):
                         parameters = self._at(raw, x, i, j)[:, :, c]
                         noise = self.head.noise(parameters)
                         value, margin = self.head.draw(parameters, noise)
-                        doubtful = margin < TOLERANCE * (1 + parameters.abs().amax(1))
+                        doubtful = margin < self.head.tolerance * (1 + parameters.abs().amax(1))
                         if cached and bool((doubtful & ~known[:, c, i, j]).any()):
                             value, _ = self.head.draw(self._at(whole.pixel(i, j), x, i, j)[:, :, c], noise)
                         x[:, c, i, j] = torch.where(known[:, c, i, j], x[:, c, i, j], value.to(x.dtype))
