@@ -20,6 +20,7 @@ from gentrain.models import likelihoods
 from gentrain.models.base import Autoregressive, Completes, StartsFromMean
 from gentrain.types import Support
 
+
 class Head(nn.Module, ABC):
     """From a network's raw numbers of a pixel to a distribution over the values of its channels.
 
