@@ -45,6 +45,7 @@ class DataSettings:
     classes: PositiveInt | None
     support: Support | None
     vocabulary: str | None = None
+    centres: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class SampleSettings:
 
     run: str
     n: PositiveInt
-    format: Literal["png", "npz"]
+    format: Literal["png", "npz", "txt"] | None
     out: str | None
     seed: NonNegativeInt
     trust: list[str]
@@ -118,7 +119,7 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """The keys at the top of `conf/evaluate.yaml`; `device` and `metric` come from their groups."""
+    """The keys at the top of `conf/evaluate.yaml`; `data`, `device` and `metric` are sections."""
 
     run: str
     split: Literal["train", "validation", "test"]
@@ -127,6 +128,13 @@ class EvaluateSettings:
     again: bool
     trust: list[str]
     traceback: bool
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """The keys of `data` in `conf/evaluate.yaml`."""
+
+    anomaly: str | dict[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,12 @@ def build(*overrides: str) -> Assembly:
     return assemble(cfg, devices.setup(DeviceSettings(**config.check(cfg)["device"])))
 
 
-def data_for(model: str) -> list[str]:
-    """The overrides of the first data set that `model` takes."""
+def data_for(model: str, *overrides: str) -> list[str]:
+    """The overrides of the first data set that `model`, with other `overrides`, takes."""
     reasons = []
     for data in DATA:
         try:
-            build(f"model={model}", *data)
+            build(f"model={model}", *overrides, *data)
             return data
         except UsageError as error:
             reasons.append(str(error))

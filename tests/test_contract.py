@@ -43,7 +43,8 @@ def test_two_updates_move_every_part_and_the_file_gives_the_model_back(name: str
 
 @pytest.mark.parametrize(("name", "objective"), PAIRS)
 def test_stopped_and_resumed_is_the_same_training_bit_for_bit(name: str, objective: str):
-    overrides = [*SMALL, f"model={name}", f"objective={objective}", *data_for(name), "optim.schedule=cosine"]
+    data = data_for(name, f"objective={objective}")
+    overrides = [*SMALL, f"model={name}", f"objective={objective}", *data, "optim.schedule=cosine"]
     differing, _, words = exact_resume(config.compose("train", overrides))
     assert differing == 0, words
 

@@ -19,7 +19,7 @@ from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
 
-FACTS = ("shape", "levels", "classes", "support", "vocabulary")
+FACTS = ("shape", "levels", "classes", "support", "vocabulary", "centres")
 
 
 @dataclass
@@ -126,7 +126,7 @@ def _note_facts(cfg: DictConfig, source: Source) -> None:
         actual = list(actual) if isinstance(actual, tuple) else actual
         if actual is None and key not in cfg.data:  # of a run from before there was such a fact
             continue
-        given = OmegaConf.to_container(cfg.data, resolve=True)[key]  # type: ignore[index, call-overload]
+        given = OmegaConf.to_container(cfg.data, resolve=True).get(key)  # type: ignore[union-attr]
         if given is not None and given != actual:
             raise UsageError(f"data.{key}={given}: {spec.name} has {key} {actual}; leave data.{key} out")
         OmegaConf.update(cfg, f"data.{key}", actual)

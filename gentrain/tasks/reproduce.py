@@ -30,7 +30,7 @@ FREE += tuple(f"trainer.{key}" for key in ("log_every", "evaluate_every", "sampl
 BOUND = ("device.precision",)
 """Settings under FREE, except BOUND, say where, how often and how judged; all others are what is trained. A recipe is
 those and JUDGED."""
-FACTS = ("data.shape", "data.levels", "data.classes", "data.support", "data.vocabulary")
+FACTS = ("data.shape", "data.levels", "data.classes", "data.support", "data.vocabulary", "data.centres")
 
 Verdict = Literal["pass", "fail", "smoke"]
 
