@@ -20,16 +20,18 @@ from gentrain.models.base import (
     Completes,
     Enumerable,
     Filters,
-    Harmonium,
     PseudoLikelihood,
     Reconstructs,
     StartsFromMean,
     TemperedPath,
 )
+from gentrain.models.harmonium import BinaryVisible
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
-class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Completes, Filters, Reconstructs, StartsFromMean):
+class RBM(
+    BinaryVisible, Enumerable, Annealed, PseudoLikelihood, Codes, Completes, Filters, Reconstructs, StartsFromMean
+):
     """p(v) = Σ_h exp(-E(v, h)) / Z with E(v, h) = -hᵀWv - bᵀv - cᵀh, v and h binary (Smolensky 1986; Hinton 2002).
 
     F(v) = -bᵀv - Σ_j softplus(c_j + W_j v), p(h_j = 1 | v) = σ(c_j + W_j v), p(v_i = 1 | h) = σ(b_i + Wᵀ_i h).
@@ -52,49 +54,20 @@ class RBM(Harmonium, Enumerable, Annealed, PseudoLikelihood, Codes, Completes, F
     support = "binary"
 
     def __init__(self, shape: Shape, hidden: PositiveInt = 500, burn_in: NonNegativeInt = 200):
-        super().__init__()
-        self.shape, self.hidden, self.burn_in = tuple(shape), hidden, burn_in
-        self.visible = math.prod(shape)
-        self.weight = nn.Parameter(0.01 * torch.randn(hidden, self.visible))  # Hinton 2010, section 8
-        self.visible_bias = nn.Parameter(torch.zeros(self.visible))
-        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        super().__init__(shape, hidden)
+        self.burn_in = burn_in
         self._partition: tuple[list[Tensor], Tensor] | None = None
 
-    # Both products name `self.weight` itself: autocast converts a parameter once a step, a view of it every time.
     def hidden_probability(self, x: Tensor) -> Tensor:
         """p(h = 1 | v), (B, hidden)."""
-        return torch.sigmoid(nn.functional.linear(x.flatten(1), self.weight, self.hidden_bias))
-
-    def visible_probability(self, h: Tensor) -> Tensor:
-        """p(v = 1 | h), (B, *shape)."""
-        return torch.sigmoid(torch.addmm(self.visible_bias, h, self.weight)).view(-1, *self.shape)
+        return torch.sigmoid(self.hidden_field(x))
 
     def sample_hidden(self, probability: Tensor) -> Tensor:
         return noise.bernoulli(probability)
 
-    def sample_visible(self, h: Tensor) -> Tensor:
-        return noise.bernoulli(self.visible_probability(h))
-
-    def energy_gradient(self, data: tuple[Tensor, Tensor], chain: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        (v, h), (v_chain, h_chain) = ((x.flatten(1), h) for x, h in (data, chain))
-        # ∂E/∂W = -h vᵀ. One product for both means: under autocast their difference is then rounded, not each of them.
-        signed = torch.cat([h * (-1 / len(h)), h_chain * (1 / len(h_chain))])
-        both = torch.cat([v.to(v_chain.dtype), v_chain])
-        return {
-            "weight": (signed.t() @ both).float(),
-            "visible_bias": v_chain.sum(0, dtype=torch.float32) / len(h_chain) - v.sum(0, dtype=torch.float32) / len(h),
-            "hidden_bias": signed.sum(0, dtype=torch.float32),
-        }
-
     def free_energy(self, x: Tensor) -> Tensor:
         v = x.flatten(1).to(self.weight.dtype)
         return -(v @ self.visible_bias) - softplus(nn.functional.linear(v, self.weight, self.hidden_bias)).sum(-1)
-
-    @torch.no_grad()
-    def gibbs(self, x: Tensor, k: int) -> Tensor:
-        for _ in range(k):
-            x = self.sample_visible(self.sample_hidden(self.hidden_probability(x)))
-        return x
 
     @torch.no_grad()
     def sample(self, n: int, burn_in: int | None = None, start: Tensor | None = None) -> Tensor:

@@ -1,0 +1,96 @@
+"""Energy models in two layers with binary visible units: what an RBM and its relatives share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gentrain import noise
+from gentrain.models.base import Harmonium
+from gentrain.types import NonNegativeInt, PositiveInt, Shape
+
+
+class BinaryVisible(Harmonium):
+    """E(v, h) = e(h) - hᵀWv - bᵀv with binary v: p(v_i = 1 | h) = σ(b_i + Wᵀ_i h), whatever kind of units h is.
+
+    A family's e(h) holds the hidden biases c, such that E[h | v] is a function of the field c + Wv.
+
+    Parameters: `weight` W (hidden, visible), `visible_bias` b, `hidden_bias` c.
+    """
+
+    support = "binary"
+
+    def __init__(self, shape: Shape, hidden: PositiveInt):
+        super().__init__()
+        self.shape, self.hidden = tuple(shape), hidden
+        self.visible = math.prod(shape)
+        self.weight = nn.Parameter(0.01 * torch.randn(hidden, self.visible))  # Hinton 2010, section 8
+        self.visible_bias = nn.Parameter(torch.zeros(self.visible))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+
+    # Both products name `self.weight` itself: autocast converts a parameter once a step, a view of it every time.
+    def hidden_field(self, x: Tensor) -> Tensor:
+        """c + Wv, (B, hidden)."""
+        return nn.functional.linear(x.flatten(1), self.weight, self.hidden_bias)
+
+    def visible_probability(self, h: Tensor) -> Tensor:
+        """p(v = 1 | h), (B, *shape)."""
+        return torch.sigmoid(torch.addmm(self.visible_bias, h, self.weight)).view(-1, *self.shape)
+
+    def sample_visible(self, h: Tensor) -> Tensor:
+        return noise.bernoulli(self.visible_probability(h))
+
+    def energy_gradient(self, data: tuple[Tensor, Tensor], chain: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        (v, h), (v_chain, h_chain) = ((x.flatten(1), h) for x, h in (data, chain))
+        # ∂E/∂W = -h vᵀ. One product for both means: under autocast their difference is then rounded, not each of them.
+        signed = torch.cat([h * (-1 / len(h)), h_chain * (1 / len(h_chain))])
+        both = torch.cat([v.to(v_chain.dtype), v_chain])
+        return {
+            "weight": (signed.t() @ both).float(),
+            "visible_bias": v_chain.sum(0, dtype=torch.float32) / len(h_chain) - v.sum(0, dtype=torch.float32) / len(h),
+            "hidden_bias": signed.sum(0, dtype=torch.float32),
+        }
+
+    @torch.no_grad()
+    def gibbs(self, x: Tensor, k: int) -> Tensor:
+        for _ in range(k):
+            x = self.sample_visible(self.sample_hidden(self.hidden_probability(x)))
+        return x
+
+
+class LinearRBM(BinaryVisible):
+    """An RBM whose hidden units are real: E(v, h) = ‖h - c‖²/2 - hᵀWv - bᵀv (Hinton & Salakhutdinov 2006).
+
+    p(h | v) = N(c + Wv, I), F(v) = -bᵀv - cᵀWv - ‖Wv‖²/2 + a constant. It makes the codes of deep autoencoders, which
+    shall not be confined to [0, 1]. The reals have no bound, so it wants a smaller learning rate than an RBM.
+
+    Args:
+        shape: of one example. hidden: units. burn_in: Gibbs steps of `sample`.
+
+    >>> rbm = LinearRBM((4,), hidden=2)
+    >>> rbm.hidden_probability(torch.ones(3, 4)).shape, rbm.sample(3).shape
+    (torch.Size([3, 2]), torch.Size([3, 4]))
+    """
+
+    def __init__(self, shape: Shape, hidden: PositiveInt, burn_in: NonNegativeInt = 200):
+        super().__init__(shape, hidden)
+        self.burn_in = burn_in
+
+    def hidden_probability(self, x: Tensor) -> Tensor:
+        """E[h | v], (B, hidden): no probability, but what takes its place."""
+        return self.hidden_field(x)
+
+    def sample_hidden(self, probability: Tensor) -> Tensor:
+        return probability + noise.normal(*probability.shape, device=probability.device, dtype=probability.dtype)
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        v = x.flatten(1).to(self.weight.dtype)
+        product = nn.functional.linear(v, self.weight)
+        return -(v @ self.visible_bias) - product @ self.hidden_bias - 0.5 * product.square().sum(-1)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """n independent chains from fair coin tosses, after `burn_in` steps."""
+        return self.gibbs(noise.bernoulli(torch.full((n, *self.shape), 0.5, device=self.device)), self.burn_in)
