@@ -89,6 +89,14 @@ def given(model: object, y: Tensor | None) -> dict[str, Tensor]:
     return {"y": y}
 
 
+def evenly(model: object, n: int) -> dict[str, Tensor]:
+    """The keyword arguments that put n labels, drawn evenly, to a conditional model; none for others."""
+    if not (isinstance(model, Conditional) and model.classes):
+        return {}
+    device = model.device if isinstance(model, Generative) else None
+    return {"y": torch.randint(model.classes, (n,), device=device)}
+
+
 def kind_given(model: object, kind: str) -> str:
     """The kind of a number of p(x|y), which is never ranked with one of p(x): "exact" becomes "exact given y"."""
     return f"{kind} given y" if isinstance(model, Conditional) and model.classes else kind
