@@ -38,7 +38,8 @@ def whole() -> Iterator[None]:
         shard(rank, world)
 
 
-def _rows(full: Tensor, rows: int) -> Tensor:
+def own_rows(full: Tensor, rows: int) -> Tensor:
+    """This process's share, of `rows` rows, of what every process holds the whole of."""
     return full if _world == 1 else full[_rank * rows : (_rank + 1) * rows]
 
 
@@ -46,14 +47,14 @@ def normal(*shape: int, device: torch.device | None = None, dtype: torch.dtype |
     """Standard normal draws of `shape`, whose first axis is this process's share of the batch."""
     if _world == 1:
         return torch.randn(*shape, device=device, dtype=dtype)
-    return _rows(torch.randn(shape[0] * _world, *shape[1:], device=device, dtype=dtype), shape[0])
+    return own_rows(torch.randn(shape[0] * _world, *shape[1:], device=device, dtype=dtype), shape[0])
 
 
 def uniform(*shape: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Uniform draws from [0, 1) of `shape`, whose first axis is this process's share of the batch."""
     if _world == 1:
         return torch.rand(*shape, device=device, dtype=dtype)
-    return _rows(torch.rand(shape[0] * _world, *shape[1:], device=device, dtype=dtype), shape[0])
+    return own_rows(torch.rand(shape[0] * _world, *shape[1:], device=device, dtype=dtype), shape[0])
 
 
 def bernoulli(p: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def bernoulli(p: Tensor) -> Tensor:
 
 def sample(distribution: Distribution, rows: int) -> Tensor:
     """`rows` independent draws of a distribution without batch shape, (rows, *event_shape)."""
-    return _rows(distribution.sample(torch.Size([rows * _world])), rows)
+    return own_rows(distribution.sample(torch.Size([rows * _world])), rows)
 
 
 def replicate(draw: Callable[[int], Tensor], k: int) -> Tensor:

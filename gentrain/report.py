@@ -20,7 +20,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gentrain import pictures
+from gentrain import pictures, texts
 from gentrain.console import QUIET, clock, console
 from gentrain.files import write_atomic
 from gentrain.run import read_metrics
@@ -83,6 +83,16 @@ class Report:
             return None
         path = self.folder / "samples" / f"{name.replace('/', '-')}-{step:08d}.png"
         self._guarded("samples", lambda: pictures.save_png(path, pixels))
+        return path
+
+    def writing(self, step: int, name: str, written: Sequence[str]) -> Path | None:
+        """File texts in TensorBoard and as samples/<name>-<step>.txt, show how they begin; the file's path."""
+        self.text(step, name, texts.markdown(written))
+        if self.folder is None:
+            return None
+        path = self.folder / "samples" / f"{name.replace('/', '-')}-{step:08d}.txt"
+        self._guarded("samples", lambda: path.write_text(texts.sheet(written), encoding="utf-8"))
+        self.say(f"step {step:,} writes:\n{texts.excerpt(written)}")
         return path
 
     def curve(self) -> None:

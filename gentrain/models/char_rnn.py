@@ -86,8 +86,8 @@ class CharRNN(Recurrent, Writes):
     def _remember(self) -> None:
         """Start with forget gates rather open (Jozefowicz et al. 2015): a gate's two biases, of i, f, g, o, add up."""
         for layer in self.stack:
-            layer.bias_ih_l0[self.hidden : 2 * self.hidden] = 1.0
-            layer.bias_hh_l0[self.hidden : 2 * self.hidden] = 0.0
+            layer.get_parameter("bias_ih_l0")[self.hidden : 2 * self.hidden] = 1.0
+            layer.get_parameter("bias_hh_l0")[self.hidden : 2 * self.hidden] = 0.0
 
     def _inputs(self, tokens: Tensor) -> Tensor:
         """What the first layer is given for tokens (B, T), -1 for the beginning: (B, T, size)."""
@@ -136,8 +136,7 @@ class CharRNN(Recurrent, Writes):
         memory = self.blank(n)
         if prime:
             _, memory = self.read(self._encode(prime).expand(n, -1), memory)
-        tokens = self._continue(memory, length, temperature).tolist()
-        return [prime + "".join(self.vocabulary[i] for i in row) for row in tokens]
+        return [prime + text for text in self.texts(self._continue(memory, length, temperature))]
 
     def _encode(self, text: str) -> Tensor:
         """Tokens of a text, (len(text),).

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gentrain.models.base import Density
+from gentrain.models.base import Density, Generative
 
 
 class Memory(NamedTuple):
@@ -50,8 +50,8 @@ class Recurrent(Density):
         return self.read(x, self.blank(len(x)))[0].sum(1)
 
 
-class Writes(ABC):
-    """A distribution over texts, which can be begun and go on to any length.
+class Writes(Generative):
+    """A distribution over texts, which can be begun and go on to any length. Its support is tokens.
 
     Attributes:
         vocabulary: the characters that tokens stand for, in their order; the last one for any that isn't among them.
@@ -68,3 +68,7 @@ class Writes(ABC):
         Raises:
             UsageError: a character of `prime` isn't in the vocabulary.
         """
+
+    def texts(self, x: Tensor) -> list[str]:
+        """Tokens (B, T) as texts."""
+        return ["".join(self.vocabulary[i] for i in row) for row in x.tolist()]

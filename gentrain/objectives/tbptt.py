@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gentrain import shares
+from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.models.sequence import Memory, Recurrent
 from gentrain.types import PositiveInt
@@ -46,15 +46,15 @@ class TBPTT(Objective):
 
     def forward(self, model: Recurrent, batch: Batch, progress: float) -> Iterator[Update]:
         assert batch.starts is not None, "the data are in no streams"
-        state, last = shares.own(self.state), shares.own(self.last)
+        state, last = (noise.own_rows(kept, len(batch.x)) for kept in (self.state, self.last))
         fresh = batch.starts
         before = Memory(
             state.masked_fill(fresh.view(-1, *[1] * (state.dim() - 1)), 0.0), last.masked_fill(fresh, -1)
         )  # fmt: skip
         log_p, after = model.read(batch.x, before)
         with torch.no_grad():
-            self.state.copy_(shares.whole(after.state.detach()))
-            self.last.copy_(shares.whole(after.last))
+            self.state.copy_(noise.of_all_processes(after.state.detach()))
+            self.last.copy_(noise.of_all_processes(after.last))
         loss = -log_p.mean()
         yield Update(loss, metrics={"cross_entropy": loss.detach()})
 

@@ -17,10 +17,12 @@ from gentrain.evaluation.estimator import Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
 from gentrain.evaluation.standard import standard
 from gentrain.models.base import Codes, Filters, Generative, Reconstructs
+from gentrain.models.sequence import Writes
 from gentrain.report import Report
 from gentrain.trainer import Trainer
 
 SHOWN = 64  # examples in a picture
+TEXTS, LENGTH = 4, 400  # texts that are written to be read, and their characters
 LOOKED_AT = 1000  # validation examples that the cheap estimators see: enough for a curve, and no delay to training
 EARLY = 0.1  # of training, in which nothing is said of the model's health: what isn't there yet has not collapsed
 
@@ -77,7 +79,9 @@ class Look:
         return {f.metric: f.value for f in found if isinstance(f, Finding)}
 
     def draw(self, model: Generative, step: int) -> Callable[[], None]:
-        """Samples from fixed noise, reconstructions of fixed examples, filters and codes."""
+        """Samples from fixed noise, reconstructions of fixed examples, filters and codes; of text, texts."""
+        if isinstance(model, Writes):
+            return self._write(model, step)
         spec = self.pipeline.spec
         images = pictures.is_image(spec.shape)
         x = pictures.draw(model, SHOWN if images else 1000, SEED)
@@ -94,6 +98,15 @@ class Look:
             self.picture = paths["samples"] or self.picture
             if codes is not None:
                 self.report.histogram(step, "codes", codes)
+
+        return file
+
+    def _write(self, model: Writes, step: int) -> Callable[[], None]:
+        with seeded(SEED):
+            texts = model.write(TEXTS, LENGTH)
+
+        def file() -> None:
+            self.picture = self.report.writing(step, "samples", texts) or self.picture
 
         return file
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from gentrain import checkpoint, config, pictures
+from gentrain import checkpoint, config, pictures, texts
 from gentrain.console import console
 from gentrain.device import Device
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Subject, seeded
 from gentrain.files import disk_error
 from gentrain.models.base import Generative
+from gentrain.models.sequence import Writes
 from gentrain.run import snake
 from gentrain.settings import SampleSettings, split_data
 from gentrain.tasks.assemble import make_pipeline
@@ -50,10 +51,25 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path:
     with seeded(settings.seed):
         drawn = use(model, settings.n, data)
     folder = (source if source.is_dir() else source.parent.parent) / "samples"
-    out = Path(settings.out).expanduser() if settings.out else folder / f"{kind}.{settings.format}"
-    _write(out, drawn, model, kind, settings.format, trained["data"]["levels"])
+    form = _form(settings.format, model)
+    out = Path(settings.out).expanduser() if settings.out else folder / f"{kind}.{form}"
+    _write(out, drawn, model, kind, form, trained["data"]["levels"])
     console().print(str(out), markup=False, soft_wrap=True)
     return out
+
+
+def _form(asked: str | None, model: Generative) -> str:
+    """The format of the file.
+
+    Raises:
+        UsageError: the model's examples can't be shown in it.
+    """
+    text = isinstance(model, Writes)
+    form = asked or ("txt" if text else "png")
+    if form == ("png" if text else "txt"):
+        what, other = ("text", "txt") if text else ("no text", "png")
+        raise UsageError(f"format={form}: {type(model).__name__} writes {what}; choose {other} or npz")
+    return form
 
 
 def standard() -> Mapping[str, Use]:
@@ -68,6 +84,9 @@ def _write(out: Path, drawn: Drawn, model: Generative, kind: str, form: str, lev
         if form == "npz":
             arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in drawn.arrays.items()}
             np.savez(out, x=drawn.x.cpu().numpy(), support=model.support, kind=kind, **arrays)
+        elif form == "txt":
+            assert isinstance(model, Writes)
+            out.write_text(texts.sheet(drawn.texts or model.texts(drawn.x)), encoding="utf-8")
         else:
             shown = drawn.x if drawn.shown is None else drawn.shown
             pictures.save_png(out, pictures.show(shown, model, levels, drawn.columns))
