@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from traceback import walk_tb
@@ -348,9 +348,11 @@ def _check_target(
         takes = None
     for key, value in node.items():
         given = raw.get(key) if isinstance(raw, Mapping) else None
+        for where, nested, origin in _targets(f"{path}.{key}", value, given):
+            _check_target(where, nested, origin, trust)
         if isinstance(value, Mapping) and "_target_" in value:
-            _check_target(f"{path}.{key}", value, given, trust)
-        elif key != "_target_" and takes is not None:
+            continue
+        if key != "_target_" and takes is not None:
             _known_keys(f"{path}.", [key], {**takes, **(also or {})})
             unknown_yet = value is None and isinstance(given, str) and _FACT.fullmatch(given)
             # what follows the model is judged once the two are known to fit: else the complaint would be about this
@@ -359,6 +361,15 @@ def _check_target(
     missing = [key for key, parameter in (takes or {}).items() if parameter.required and key not in node]
     if missing:
         raise UsageError(f"{path}.{missing[0]}: {target} needs it; set {path}.{missing[0]}=…")
+
+
+def _targets(path: str, node: Any, raw: Any) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """The outermost nodes with a `_target_` in a node, itself included: (path, node, the same uninterpolated)."""
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield path, node, raw
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _targets(f"{path}.{key}", value, raw.get(key) if isinstance(raw, Mapping) else None)
 
 
 def require_trusted(target: str, trust: Sequence[str], path: str = "_target_") -> None:
@@ -384,12 +395,14 @@ def build(node: Mapping[str, Any], trust: Sequence[str], expected: type | None =
     factory = locate(target, trust)
     if expected is not None and not (isinstance(factory, type) and issubclass(factory, expected)):
         raise UsageError(f"_target_={target}: must be a subclass of {expected.__module__}.{expected.__name__}")
-    arguments = {
-        key: build(value, trust) if isinstance(value, Mapping) and "_target_" in value else value
-        for key, value in node.items()
-        if key != "_target_"
-    }
-    return factory(**arguments)
+    return factory(**{key: _built(value, trust) for key, value in node.items() if key != "_target_"})
+
+
+def _built(value: Any, trust: Sequence[str]) -> Any:
+    """A value in which every mapping with a `_target_` has become what it names."""
+    if not isinstance(value, Mapping):
+        return value
+    return build(value, trust) if "_target_" in value else {key: _built(v, trust) for key, v in value.items()}
 
 
 def locate(target: str, trust: Sequence[str]) -> Any:
