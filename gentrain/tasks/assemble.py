@@ -142,6 +142,11 @@ def _build_model(plain: dict[str, Any], source: Source) -> Generative:
             f"model.shape={list(model.shape)}: {source.spec.name} has {list(source.spec.shape)}; "
             "let it be ${data.shape}"
         )
+    levels = plain["model"].get("levels")
+    if model.support == "levels" and levels not in (None, source.spec.levels):
+        raise UsageError(
+            f"model.levels={levels}: {source.spec.name} has {source.spec.levels}; let it be ${{data.levels}}"
+        )
     return model
 
 
