@@ -27,6 +27,7 @@ from gentrain.settings import (
     EvaluateSettings,
     Expectation,
     Judges,
+    OtherData,
     RunSettings,
     SampleSettings,
     TrainerSettings,
@@ -214,9 +215,10 @@ def check_evaluation(cfg: DictConfig) -> dict[str, Any]:
     require_given(cfg)
     plain = resolve(cfg)
     own = EvaluateSettings.__dataclass_fields__
-    _known_keys("", plain, {*own, "device", "metric"})
+    _known_keys("", plain, {*own, "data", "device", "metric"})
     _check_record(EvaluateSettings, {k: v for k, v in plain.items() if k in own}, "")
     _check_record(DeviceSettings, plain["device"], "device.")
+    _check_record(OtherData, plain["data"], "data.")
     metrics = plain.setdefault("metric", {})
     if not metrics:
         raise UsageError(f"metrics=[]: name at least one of {', '.join(groups()['metrics'])}")

@@ -14,7 +14,7 @@ TIE = 2.0  # combined standard errors within which two numbers count as equal
 
 HIGHER = (
     "log_likelihood", "elbo", "pseudo_log_likelihood", "precision", "recall", "density", "coverage", "classes_covered",
-    "modes_hit", "high_quality", "knn_accuracy", "probe_accuracy*", "precision_at_*",
+    "modes_hit", "high_quality", "knn_accuracy", "probe_accuracy*", "precision_at_*", "anomaly_*",
 )  # fmt: skip
 """Metrics of which more is better; `*` stands for any ending."""
 LOWER = ("fid", "kid", "mmd", "swd", "label_kl", "mode_kl", "reconstruction_error", "cross_entropy")

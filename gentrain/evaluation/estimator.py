@@ -21,6 +21,11 @@ T = TypeVar("T")
 Track = Callable[[Iterable[T], int, str], Iterable[T]]
 
 
+def nowhere(data: str | Mapping[str, Any]) -> Pipeline:
+    """Other data, for a subject that knows only its own."""
+    raise UsageError(f"data={data}: other data can't be had here; use gentrain evaluate")
+
+
 def untracked(items: Iterable[T], total: int, label: str) -> Iterable[T]:
     """A progress display for whoever wants none."""
     return items
@@ -34,6 +39,7 @@ class Subject:
         model, pipeline: of the run. split: that is judged. n: only its first so many examples.
         seed: of everything an estimator draws. data: the fingerprint of the training set.
         track: track(items, total, label) shows progress through `items`.
+        elsewhere: elsewhere(name) are other data, brought to the model as its own are.
     """
 
     model: Generative
@@ -43,6 +49,7 @@ class Subject:
     seed: int = 0
     data: str = ""
     track: Track = untracked
+    elsewhere: Callable[[str | Mapping[str, Any]], Pipeline] = nowhere
 
     @property
     def spec(self) -> DataSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from omegaconf import DictConfig
 from gentrain import checkpoint, config
 from gentrain import device as devices
 from gentrain.console import console, print_table, track
+from gentrain.data.pipeline import Pipeline
+from gentrain.data.source import Source
 from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation import health, ledger
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, seeded
@@ -96,10 +99,32 @@ def prepare(settings: EvaluateSettings, device_settings: DeviceSettings) -> Trai
     _, own = split_data(plain["data"])
     data = config.build(own, settings.trust)
     pipeline = make_pipeline(plain, data, model, device)
-    subject = Subject(model, pipeline, settings.split, settings.n, settings.seed, data.fingerprint(), track=track)
+
+    def elsewhere(named: str | Mapping[str, Any]) -> Pipeline:
+        return make_pipeline(plain, _other_source(named, plain["data"], settings.trust), model, device)
+
+    subject = Subject(
+        model, pipeline, settings.split, settings.n, settings.seed, data.fingerprint(), track=track, elsewhere=elsewhere
+    )
     subject.size()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Trained(run, state["step"], sha256, subject, state["ema"] is not None)
+
+
+def _other_source(named: str | Mapping[str, Any], own: Mapping[str, Any], trust: list[str]) -> Source:
+    """Another data set at the settings of its file but those that `named` changes; a root is the run's own."""
+    options = {"set": named} if isinstance(named, str) else dict(named)
+    name = options.pop("set", None)
+    if name is None:
+        raise UsageError(f"data.anomaly={options}: says no set; e.g. data.anomaly={{set: npz, path: other.npz}}")
+    words = [f"data.{key}={json.dumps(value)}" for key, value in options.items()]
+    try:
+        node = config.check(config.compose("train", [f"data={name}", *words]))["data"]
+    except UsageError as error:
+        raise UsageError(f"data.anomaly: {error}") from error
+    if "root" in node and "root" not in options:
+        node["root"] = own.get("root")
+    return config.build(split_data(node)[1], trust, None)
 
 
 def choose(estimators: Mapping[str, Estimator], subject: Subject, insist: bool) -> dict[str, Estimator]:
