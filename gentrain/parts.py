@@ -103,10 +103,12 @@ class Part:
         )
 
     def state_dict(self) -> dict:
-        state = {"optimizer": self.optimizer.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict(), "norm": self.norm.detach().clone()}
         return state if self.scaler is None else {**state, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        if "norm" in state:  # a part that stands still in this stage of training goes on to report its last one
+            self.norm = state["norm"].to(self.device.torch)
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])

@@ -56,7 +56,8 @@ class Objective(nn.Module, ABC):
     Class attributes:
         needs: the capability (a base class of `gentrain.models.base`) a model must have.
         excludes: capabilities of models that have what is needed and are still not trained in this way.
-        parts: names of the submodules it trains, each with its own optimizer; "" is the whole model.
+        parts: names of the submodules it trains, each with its own optimizer; "" is the whole model. An objective whose
+            settings decide that sets its own in the constructor.
         monitor: the `validate` quantity by which the best checkpoint is chosen (larger is better), or None where no
             honest one exists.
         continues: whether a row of a batch must go on where that row of the batch before ended (`Batch.starts`).
@@ -66,7 +67,7 @@ class Objective(nn.Module, ABC):
 
     needs: ClassVar[type]
     excludes: ClassVar[tuple[type, ...]] = ()
-    parts: ClassVar[tuple[str, ...]] = ("",)
+    parts: tuple[str, ...] = ("",)
     monitor: ClassVar[str | None] = None
     continues: ClassVar[bool] = False
     compiled: ClassVar[tuple[str, ...]] = ()
@@ -82,6 +83,9 @@ class Objective(nn.Module, ABC):
         Raises:
             UsageError: with the option, its value and a remedy.
         """
+
+    def begin(self, model: Any) -> None:
+        """Called when training by it starts after training by another, in `Stages`: the model may be changed here."""
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch, progress: float) -> Iterator[Update]:

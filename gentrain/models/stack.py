@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from gentrain.models.autoencoder import Autoencoding
 
 
 class Stack(nn.Module, ABC):
@@ -36,3 +41,78 @@ class Stack(nn.Module, ABC):
         for below in range(1, i):
             h = self.up(below, h)
         return h
+
+
+class Ends(NamedTuple):
+    """What unrolling takes of a layer: h = f(Wx + c) upwards and x = σ(Wᵀh + b) downwards."""
+
+    weight: Tensor  # W, (units, units below)
+    up: Tensor  # c, (units,)
+    down: Tensor  # b, (units below,)
+
+
+class Unrolled(Stack, Autoencoding):
+    """A stack whose layers, once trained, become an encoder and a decoder that are trained as one network.
+
+    Until `unroll` the model is the stack: codes go up through its layers and down again. `unroll` copies W and c into
+    the encoder and Wᵀ and b into the decoder, after which the two halves have weights of their own, in `network`. In
+    training mode codes and outputs are those of the network, for it is the network that is trained by them.
+    """
+
+    network: nn.ModuleDict
+    unrolled: Tensor
+
+    @abstractmethod
+    def ends(self, i: int) -> Ends:
+        """Weights and biases of layer i."""
+
+    def _make_network(self, hidden: Sequence[int], code: nn.Module) -> None:
+        sizes = [self.size, *hidden]
+        encoder: list[nn.Module] = [nn.Flatten()]
+        decoder: list[nn.Module] = []
+        for d_in, d_out in pairwise(sizes):
+            encoder += [nn.Linear(d_in, d_out), nn.Sigmoid()]
+        for d_in, d_out in pairwise(reversed(sizes)):
+            decoder += [nn.Linear(d_in, d_out), nn.Sigmoid()]
+        network = {"encoder": nn.Sequential(*encoder[:-1], code), "decoder": nn.Sequential(*decoder[:-1])}
+        self.network = nn.ModuleDict(network)
+        self.register_buffer("unrolled", torch.zeros(()))
+
+    @torch.no_grad()
+    def unroll(self) -> None:
+        """Begin the network where the stack has come to."""
+        up = [m for m in self.network["encoder"].children() if isinstance(m, nn.Linear)]
+        down = [m for m in self.network["decoder"].children() if isinstance(m, nn.Linear)]
+        for i, (encoder, decoder) in enumerate(zip(up, reversed(down), strict=True), 1):
+            weight, c, b = self.ends(i)
+            encoder.weight.copy_(weight)
+            encoder.bias.copy_(c)
+            decoder.weight.copy_(weight.t())
+            decoder.bias.copy_(b)
+        self.unrolled.fill_(1)
+
+    @property
+    def _is_network(self) -> bool:
+        return self.training or bool(self.unrolled > 0)  # a running average of the weights averages this number too
+
+    def codes(self, x: Tensor) -> Tensor:
+        if self._is_network:
+            return self.network["encoder"](x)
+        return self.upward(x, self.depth + 1)
+
+    def outputs(self, z: Tensor) -> Tensor:
+        if self._is_network:
+            return self.network["decoder"](z).float().view(-1, *self.shape)
+        for i in range(self.depth, 0, -1):
+            weight, _, b = self.ends(i)
+            z = nn.functional.linear(z, weight.t(), b)
+            z = torch.sigmoid(z) if i > 1 else z
+        return z.view(-1, *self.shape)
+
+
+class RBMStack(Stack):
+    """A stack whose layers are RBMs, trained by contrastive divergence."""
+
+
+class AutoencoderStack(Stack):
+    """A stack whose layers are autoencoders, trained by reconstruction."""

@@ -30,7 +30,7 @@ from gentrain.truth.models import ROUNDING, ROWS, SIGMAS, bounds
 from gentrain.truth.spaces import sigmas
 from gentrain.update import Objective, Update
 
-PROGRESS = (0.0, 0.25, 0.5, 0.75, 0.99)
+PROGRESS = (*(i / 12 for i in range(12)), 0.99)
 """Points of training at which updates are looked at: an objective in stages trains other layers later."""
 STEPS = 60
 """Updates by which a loss must have fallen on a batch that stays the same."""
