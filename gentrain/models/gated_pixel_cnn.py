@@ -142,7 +142,7 @@ class GatedLayer(nn.Module):
         above = convolve(h)
         if self.label is None:
             return above, self.link(above)
-        assert y is not None, "a conditional model's parameters are those of one label"
+        assert y is not None
         here, across = self.label(y)[:, :, None, None].chunk(2, 1)
         above = above + here
         return above, self.link(above) + across

@@ -180,7 +180,13 @@ class Raster(Autoregressive, Completes, StartsFromMean):
         return torch.arange(math.prod(self.shape)).view(self.shape).permute(1, 2, 0).flatten()
 
     def parameters_of(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Parameters of the conditionals, (B, P, C, H, W)."""
+        """Parameters of the conditionals, (B, P, C, H, W).
+
+        Raises:
+            UsageError: the model is conditional and there are no labels: a mixture has no parameters of this kind.
+        """
+        if self.classes is not None and y is None:
+            raise UsageError(f"{type(self).__name__} is conditional: its conditionals are those given labels y")
         raw = self.raw(self.head.network_input(x), y)
         return self.head.parameters_of(raw, x, (slice(None), slice(None)))
 
