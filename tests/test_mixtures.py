@@ -18,6 +18,9 @@ from gentrain.models.factorial import Factorial
 from gentrain.models.histogram import Histogram
 from gentrain.models.mixtures import BernoulliMixture, GaussianMixture, Mixture
 from gentrain.objectives.em import EM
+from gentrain.optim import Adam
+from gentrain.truth.base import prove
+from gentrain.truth.objectives import case_of
 from gentrain.truth.spaces import chi_square, critical, discrete, follow
 
 
@@ -396,3 +399,28 @@ def test_too_few_examples_to_start_from_are_one_line(tmp_path: Path) -> None:
     trainer = bare_trainer(tmp_path, "model=bernoulli_mixture", "model.components=50", "data=digits")
     with pytest.raises(UsageError, match=r"model.components=50: .* 20 examples; set data.batch_size=50"):
         fit(trainer)
+
+
+class Forgetful(BernoulliMixture):
+    def gather(self, x: Tensor, r: Tensor, keep: float) -> None:
+        super().gather(x, r, 0.0)
+
+
+class Contrary(BernoulliMixture):
+    def maximise(self) -> None:
+        super().maximise()
+        self.mean_logits.data.neg_()
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken"),
+    [(BernoulliMixture, set()), (Forgetful, {"EM's statistics add up"}), (Contrary, {"EM climbs"})],
+)
+def test_check_finds_what_is_wrong_with_em(kind: type[BernoulliMixture], broken: set[str]) -> None:
+    torch.manual_seed(0)
+    patterns = bars_distribution(3)[0].float()
+    batches = [Batch(patterns[torch.randint(len(patterns), (32,))]) for _ in range(10)]
+    adam = Adam(1e-2, 0.0, "constant", 0.0, 0.0, None, (0.9, 0.999), 1e-8)
+    case = case_of(kind((1, 3, 3), 4), EM(), adam, batches, lambda: kind((1, 3, 3), 4), 2)
+    found = {c.name: c for c in prove(case, {"EM climbs", "EM's statistics add up"})}
+    assert len(found) == 2 and {name for name, c in found.items() if not c.held} == broken

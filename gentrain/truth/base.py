@@ -119,7 +119,7 @@ def applicable(case: Case) -> int:
 
 def truths() -> Sequence[Truth]:
     """Every claim there is a check of."""
-    from gentrain.truth import autoregressive, invertible, models, objectives  # noqa: F401 -- they register their checks
+    from gentrain.truth import autoregressive, invertible, learning, models, objectives  # noqa: F401 -- they register their checks
 
     return TRUTHS
 
