@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gentrain.device import own_randomness
-from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs
+from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs, evenly, given
 
 
 def to_unit(x: Tensor, support: str, levels: int | None) -> Tensor:
@@ -148,15 +148,15 @@ def draw(model: Generative, n: int, seed: int) -> Tensor:
     """
     with own_randomness(seed):
         if isinstance(model, LatentVariable) and is_image(model.shape):
-            return model.decode(model.prior.sample((n,)).to(model.device)).mean
+            return model.decode(model.prior.sample(torch.Size([n])).to(model.device), **evenly(model, n)).mean
         return model.sample(n)
 
 
 @torch.no_grad()
-def reconstructions(model: Reconstructs, x: Tensor, seed: int) -> Tensor:
-    """Each example followed by its reconstruction, (2B, *shape)."""
+def reconstructions(model: Reconstructs, x: Tensor, y: Tensor | None, seed: int) -> Tensor:
+    """Each example followed by its reconstruction, (2B, *shape); y are the labels that a conditional model needs."""
     with own_randomness(seed):
-        pairs = torch.stack([x.float(), model.reconstruct(x).float()], dim=1)
+        pairs = torch.stack([x.float(), model.reconstruct(x, **given(model, y)).float()], dim=1)
     return pairs.flatten(0, 1)
 
 

@@ -124,6 +124,7 @@ def bars(
     n: PositiveInt = 10_000,
     seed: NonNegativeInt = 0,
     validation: NonNegativeInt | None = None,
+    labels: bool = False,
 ) -> Source:
     """Bars and stripes (MacKay 2003): rows or columns with probability 1/2, then each line is on with probability 1/2.
 
@@ -134,14 +135,16 @@ def bars(
         n: training examples.
         seed: which draw of the data; the run's own seed doesn't change them.
         validation: validation examples drawn besides; 2,000 if None.
+        labels: label each picture with how its lines run: 0 across, 1 up and down. Blank and full ones have either.
     """
     generators, splits = _generators(seed), {}
     for key, count in _splits(n, validation).items():
         columns = torch.randint(2, (count, 1, 1, 1), generator=generators[key]).bool()
         lines = torch.randint(2, (count, 1, 1, size), generator=generators[key], dtype=torch.uint8)
         picture = lines.expand(-1, -1, size, -1)
-        splits[key] = Split(torch.where(columns, picture, picture.mT).contiguous())
-    return make_source("bars", "binary", splits, levels=2)
+        x = torch.where(columns, picture, picture.mT).contiguous()
+        splits[key] = Split(x, columns.flatten().long() if labels else None)
+    return make_source("bars", "binary", splits, levels=2, classes=2 if labels else None)
 
 
 def bars_distribution(size: int) -> tuple[Tensor, Tensor]:

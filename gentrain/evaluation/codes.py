@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from gentrain import pictures
+from gentrain.batch import Batch
 from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, mean_and_error
-from gentrain.models.base import Codes, LatentVariable, Reconstructs
+from gentrain.models.base import Codes, LatentVariable, Reconstructs, given, kind_given
+from gentrain.models.latent import centre
 from gentrain.types import NonNegativeFloat, PositiveFloat, PositiveInt, Support
 
 QUERIES, KEYS = 1000, 8192  # rows of a block of distances
@@ -310,7 +312,8 @@ def active(means: Tensor, threshold: float = ACTIVE) -> Tensor:
 class ActiveUnits(Estimator):
     """How many latent units the model uses: those with Var_x(E_q(z|x)[z]) > threshold (Burda et al. 2016, section 5.2).
 
-    The standard error is that of the count under resampling of the examples.
+    The standard error is that of the count under resampling of the examples. Where E_q[z] has no closed form, the code
+    at ε = 0 stands for it.
 
     Args:
         threshold: on the variance. resamples: of the bootstrap.
@@ -325,7 +328,7 @@ class ActiveUnits(Estimator):
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, LatentVariable)
-        means = torch.cat([model.encode(batch.x).mean.flatten(1) for batch in subject.batches()]).double().cpu()
+        means = torch.cat([self._codes(model, batch) for batch in subject.batches()])
         n, total = means.shape
         count = int(active(means, self.threshold).sum())
         centred = means - means.mean(0)
@@ -336,6 +339,10 @@ class ActiveUnits(Estimator):
             counts.append(int((variance > self.threshold).sum()))
         error = float(torch.tensor(counts, dtype=torch.float64).std()) if len(counts) > 1 else 0.0
         yield Finding("active_units", "active-units", count, error, "units", n, {"total": total})
+
+    @staticmethod
+    def _codes(model: LatentVariable, batch: Batch) -> Tensor:
+        return centre(model.encode(batch.x, **given(model, batch.y))).flatten(1).double().cpu()
 
 
 def unit_scaled(x: Tensor, support: Support, levels: int | None) -> Tensor:
@@ -380,10 +387,12 @@ class ReconstructionError(Estimator):
         assert isinstance(model, Reconstructs)
         values = []
         for batch in subject.batches():
-            pair = (unit_scaled(t, model.support, levels) for t in (batch.x, model.reconstruct(batch.x)))
+            reconstruction = model.reconstruct(batch.x, **given(model, batch.y))
+            pair = (unit_scaled(t, model.support, levels) for t in (batch.x, reconstruction))
             values.append(squared_error(*pair))
         mean, error = mean_and_error(torch.cat(values))
-        yield Finding("reconstruction_error", "recon", mean, error, "squared error", sum(map(len, values)))
+        kind = kind_given(model, "recon")
+        yield Finding("reconstruction_error", kind, mean, error, "squared error", sum(map(len, values)))
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

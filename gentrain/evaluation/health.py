@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 from torch.nn.functional import softplus
 
+from gentrain.batch import Batch
 from gentrain.evaluation.codes import active, nearest, unit_scaled
 from gentrain.evaluation.estimator import Subject, seeded
-from gentrain.models.base import Adversarial, Decoder, Density, EnergyBased, LatentVariable
+from gentrain.models.base import Adversarial, Decoder, Density, EnergyBased, LatentVariable, given
+from gentrain.models.latent import centre, log_weights
 
 EXAMPLES = 500
 """Examples, and samples, that a check looks at: shares of them are known to 0.02, enough for coarse bounds."""
@@ -107,7 +108,9 @@ def posterior(patient: Patient) -> Iterator[Sign]:
     """Posterior collapse: q(z|x) is the prior whatever x, and the decoder does without z (Bowman et al. 2016)."""
     model = patient.subject.model
     if isinstance(model, LatentVariable):
-        used = active(model.encode(patient.examples(patient.split)).mean.flatten(1))
+        batches = patient.subject.batches(patient.split, EXAMPLES)
+        means = [centre(model.encode(batch.x, **given(model, batch.y))).flatten(1) for batch in batches]
+        used = active(torch.cat(means))
         count, total = int(used.sum()), len(used)
         line = (
             f"posterior collapse: {count} of {total} latent units active; KL warm-up (objective.warmup=0.3), a smaller"
@@ -219,7 +222,10 @@ def generalisation(patient: Patient) -> Iterator[Sign]:
     score = _scorer(patient)
     if score is None:
         return
-    train, held = (score(patient.examples(split)).double() for split in ("train", patient.split))
+    train, held = (
+        torch.cat([score(batch).double() for batch in patient.subject.batches(split, EXAMPLES)])
+        for split in ("train", patient.split)
+    )
     if min(len(train), len(held)) < 2:
         return
     gap = float(train.mean() - held.mean())
@@ -232,20 +238,15 @@ def generalisation(patient: Patient) -> Iterator[Sign]:
     yield judge("overfitting_gap", gap, gap > OVERFITTED * deviation and gap > 3 * error, line)
 
 
-def _scorer(patient: Patient) -> Callable[[Tensor], Tensor] | None:
-    """What stands for log p(x), (B,), up to a constant, if anything cheap does."""
+def _scorer(patient: Patient) -> Callable[[Batch], Tensor] | None:
+    """What stands for log p(x), of a conditional model log p(x|y), (B,), up to a constant, if anything cheap does."""
     model = patient.subject.model
     if isinstance(model, Density):
-        return model.log_prob
+        return lambda batch: model.log_prob(batch.x, **given(model, batch.y))
     if isinstance(model, EnergyBased):
-        return lambda x: -model.free_energy(x)
+        return lambda batch: -model.free_energy(batch.x)
     if isinstance(model, LatentVariable):
-
-        def elbo(x: Tensor) -> Tensor:
-            q = model.encode(x)
-            return model.decode(q.sample()).log_prob(x) - kl_divergence(q, model.prior)
-
-        return elbo
+        return lambda batch: log_weights(model, batch.x, batch.y, 1).squeeze(0)
     return None
 
 

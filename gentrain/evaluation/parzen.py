@@ -16,7 +16,7 @@ from torch import Tensor
 from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
 from gentrain.evaluation.features import representation, samples, unit
-from gentrain.models.base import Generative, LatentVariable
+from gentrain.models.base import Generative, LatentVariable, evenly
 from gentrain.types import PositiveFloat, PositiveInt
 
 DRAWN = 500  # codes decoded at a time
@@ -115,7 +115,7 @@ class Parzen(Estimator):
         assert isinstance(model, LatentVariable)
         for start in subject.track(range(0, self.samples, DRAWN), math.ceil(self.samples / DRAWN), "means"):
             z = model.prior.sample(torch.Size([min(DRAWN, self.samples - start)]))
-            mean = model.decode(z).mean
+            mean = model.decode(z, **evenly(model, len(z))).mean
             if not bool(torch.isfinite(mean).all()):
                 raise GentrainError(
                     f"means of {type(model).__name__}: some are NaN or infinite; the model has diverged"

@@ -35,7 +35,6 @@ class Composed(Reparametrised):
         like: a tensor of the batch and event shape, (*batch, d), for its device.
     """
 
-    arg_constraints = {}  # noqa: RUF012 -- torch's name and form
     support = constraints.independent(constraints.real, 1)  # type: ignore[assignment]
 
     def __init__(self, like: Tensor):
@@ -118,7 +117,7 @@ def _device(q: Reparametrised) -> torch.device:
 
 
 def centre(q: Distribution) -> Tensor:
-    """The code that stands for an example, (B, *code): q's mean, or the code at ε = 0 where q has none in closed form."""
+    """The code that stands for an example, (B, *code): q's mean, or its code at ε = 0 if q is `Composed`."""
     return q.draw(torch.zeros_like(q.like))[0] if isinstance(q, Composed) else q.mean
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,50 @@ from gentrain.models.layers import (
 from gentrain.types import PositiveInt, Shape
 
 
-class VAE(LatentVariable, Encodes, Reconstructs, StartsFromMean):
+class GaussianVAE(LatentVariable, Reconstructs, StartsFromMean):
+    """What VAEs with a Gaussian q(z|x) and a standard normal prior share.
+
+    Args:
+        labels: further inputs of both networks, as feature maps where the encoder convolves. Others: as of the `VAE`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        levels: int | None,
+        network: str,
+        latent_dim: int,
+        hidden: Sequence[int],
+        channels: int | None,
+        activation: str,
+        likelihood: str,
+        labels: int = 0,
+    ):
+        super().__init__()
+        self.shape, self.network, self.latent_dim = tuple(shape), network, latent_dim
+        self.likelihood = likelihoods.choose(likelihood, self.shape, levels)
+        self.support = self.likelihood.support
+        form = Form(self.shape, self.likelihood.per_element, latent_dim, list(hidden), activation, labels)
+        if network == "conv":
+            _check_image(self.shape)
+            self.encoder, self.decoder = _conv(form, channels or 32)
+        else:
+            if channels is not None:
+                raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
+            self.encoder, self.decoder = _mlp(form)
+        if activation == "tanh":
+            self.apply(start_glorot)
+        self._prior = StandardNormal(latent_dim)
+
+    @property
+    def prior(self) -> UnitNormal:
+        return self._prior()
+
+    def start_from_mean(self, mean: Tensor) -> None:
+        self.likelihood.start_from_mean(mean)
+
+
+class VAE(GaussianVAE, Encodes):
     """p(x) = ∫ p(x|z) N(z; 0, I) dz with q(z|x) = N(z; μ(x), diag σ²(x)) (Kingma & Welling 2014, arXiv:1312.6114).
 
     `support` follows the likelihood: bernoulli -> binary, gaussian -> real, categorical and
@@ -42,6 +85,7 @@ class VAE(LatentVariable, Encodes, Reconstructs, StartsFromMean):
         latent_dim: dimensions of z.
         hidden: units of the encoder's fully connected layers; the decoder mirrors them.
         channels: feature maps of the first convolution, doubled at each halving; None is 32. Only for `conv`.
+        activation: of the layers between; with `tanh`, fully connected weights start as Glorot & Bengio (2010) have it.
         likelihood: p(x|z); `auto` is gaussian for reals, bernoulli for one channel (binarized), else
             discretized_logistic.
 
@@ -65,26 +109,10 @@ class VAE(LatentVariable, Encodes, Reconstructs, StartsFromMean):
         latent_dim: PositiveInt = 20,
         hidden: Sequence[PositiveInt] = (400,),
         channels: PositiveInt | None = None,
+        activation: Literal["relu", "tanh"] = "relu",
         likelihood: Literal["auto", "bernoulli", "gaussian", "categorical", "discretized_logistic"] = "auto",
     ):
-        super().__init__()
-        self.shape = tuple(shape)
-        self.latent_dim = latent_dim
-        self.likelihood = likelihoods.choose(likelihood, self.shape, levels)
-        self.support = self.likelihood.support
-        outputs = self.likelihood.per_element
-        if network == "conv":
-            _check_image(self.shape)
-            self.encoder, self.decoder = _conv(self.shape, outputs, latent_dim, list(hidden), channels or 32)
-        else:
-            if channels is not None:
-                raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
-            self.encoder, self.decoder = _mlp(self.shape, outputs, latent_dim, list(hidden))
-        self._prior = StandardNormal(latent_dim)
-
-    @property
-    def prior(self) -> UnitNormal:
-        return self._prior()
+        super().__init__(shape, levels, network, latent_dim, hidden, channels, activation, likelihood)
 
     def encode(self, x: Tensor) -> DiagonalNormal:
         mean, log_variance = self.encoder(self.likelihood.network_input(x)).float().chunk(2, -1)
@@ -104,9 +132,6 @@ class VAE(LatentVariable, Encodes, Reconstructs, StartsFromMean):
         """E[x | z] at the posterior's mean."""
         return self.decode(self.encode(x).mean).mean
 
-    def start_from_mean(self, mean: Tensor) -> None:
-        self.likelihood.start_from_mean(mean)
-
 
 def _check_image(shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
@@ -118,25 +143,51 @@ def _check_image(shape: tuple[int, ...]) -> None:
         )
 
 
-def _mlp(shape: tuple[int, ...], outputs: int, latent: int, hidden: list[int]) -> tuple[nn.Module, nn.Module]:
-    size = math.prod(shape)
-    encoder = nn.Sequential(nn.Flatten(), *mlp([size, *hidden, 2 * latent]))
-    return encoder, mlp([latent, *reversed(hidden), outputs * size], bias=False)  # the likelihood has the bias
+class Form(NamedTuple):
+    """What the networks of a VAE are built from."""
+
+    shape: tuple[int, ...]
+    outputs: int
+    """Numbers that the decoder gives for each element of x."""
+    latent: int
+    hidden: list[int]
+    activation: str
+    labels: int
+    """Further inputs of both networks, as feature maps where the encoder convolves."""
+
+    @property
+    def between(self) -> type[nn.Module]:
+        return nn.Tanh if self.activation == "tanh" else nn.ReLU
 
 
-def _conv(
-    shape: tuple[int, ...], outputs: int, latent: int, hidden: list[int], width: int
-) -> tuple[nn.Module, nn.Module]:
+def _mlp(form: Form) -> tuple[nn.Module, nn.Module]:
+    size, labels = math.prod(form.shape), form.labels
+    encoder = nn.Sequential(nn.Flatten(), *mlp([size + labels, *form.hidden, 2 * form.latent], form.between))
+    sizes = [form.latent + labels, *reversed(form.hidden), form.outputs * size]
+    return encoder, mlp(sizes, form.between, bias=False)  # the likelihood has the bias
+
+
+def _conv(form: Form, width: int) -> tuple[nn.Module, nn.Module]:
+    shape, outputs, between = form.shape, form.outputs, form.between
     depth = min(len(halvings(side)) for side in shape[1:])
     sides = [(shape[1] >> i, shape[2] >> i) for i in range(depth)]
     maps = [shape[0], *(width << i for i in range(depth - 1))]
     base = (maps[-1], *sides[-1])
     down: list[nn.Module] = []
-    for d_in, d_out in pairwise(maps):
-        down += [halve(d_in, d_out), nn.ReLU()]
-    encoder = nn.Sequential(*down, nn.Flatten(), *mlp([math.prod(base), *hidden, 2 * latent]))
-    up: list[nn.Module] = [*mlp([latent, *reversed(hidden), math.prod(base)]), nn.Unflatten(1, base)]
+    for d_in, d_out in pairwise([shape[0] + form.labels, *maps[1:]]):
+        down += [halve(d_in, d_out), between()]
+    encoder = nn.Sequential(*down, nn.Flatten(), *mlp([math.prod(base), *form.hidden, 2 * form.latent], between))
+    sizes = [form.latent + form.labels, *reversed(form.hidden), math.prod(base)]
+    up: list[nn.Module] = [*mlp(sizes, between), nn.Unflatten(1, base)]
     for i in reversed(range(1, depth - 1)):
-        up += [nn.ReLU(), double(maps[i + 1], maps[i], sides[i])]
-    up += [nn.ReLU(), double(maps[1], outputs * maps[0], sides[0], bias=False)]
+        up += [between(), double(maps[i + 1], maps[i], sides[i])]
+    up += [between(), double(maps[1], outputs * maps[0], sides[0], bias=False)]
     return encoder, nn.Sequential(*up)
+
+
+def start_glorot(module: nn.Module) -> None:
+    """Weights of a linear layer from U(-a, a), a² = 6/(inputs + outputs), and no bias (Glorot & Bengio 2010)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -27,7 +27,13 @@ from gentrain.trainer import Trainer
 from gentrain.truth.base import Check, Verdict, applicable, blame, carry_out, differences, prove
 from gentrain.truth.objectives import case_of
 
-DATA = (["data=bars"], ["data=digits"], ["data=ring", "data.std=0.3"], ["data=pydoc", "data.length=2"])
+DATA = (
+    ["data=bars"],
+    ["data=bars", "data.labels=true"],
+    ["data=digits"],
+    ["data=ring", "data.std=0.3"],
+    ["data=pydoc", "data.length=2"],
+)
 """Tiny sets of each kind; a model is proved on the first that it takes, a continuous one on points in the plane."""
 SMALL: Mapping[str, Any] = {"hidden": 8, "latent_dim": 2, "channels": 4, "components": 4, "layers": 2}
 """Sizes, where the model has them and the user names none: then there is little to sum over and nothing takes long."""
@@ -103,9 +109,9 @@ def tiny(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[Assemb
             problem = problem or error
             continue
         dense = isinstance(assembly.model, Density) and assembly.model.support in ("unit", "signed")
-        if (assembly.model.support == "real" or dense) and data != DATA[2]:  # a grid over the plane can be summed over
+        if (assembly.model.support == "real" or dense) and data != DATA[3]:  # a grid over the plane can be summed over
             try:
-                return _assemble([*DATA[2], *base], named, folders)
+                return _assemble([*DATA[3], *base], named, folders)
             except UsageError:
                 pass
         return assembly, cfg

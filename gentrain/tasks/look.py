@@ -37,10 +37,11 @@ class Look:
         self.report = report
         self.pipeline = pipeline
         self.picture: Path | None = None
+        self._wrote = -1
         self._said: set[str] = set()  # complaints that still hold and need no second mention
         split = "validation" if pipeline.spec.sizes.get("validation") else None
         self.split = split
-        self._fixed = next(pipeline.evaluation(split or "train", batch_size=SHOWN, limit=SHOWN)).x
+        self._fixed = next(pipeline.evaluation(split or "train", batch_size=SHOWN, limit=SHOWN))
 
     def __call__(self, trainer: Trainer, what: str) -> Callable[[], tuple[str, float] | None]:
         return self.evaluate(trainer) if what == "evaluate" else self.draw(trainer.averaged, trainer.step)
@@ -87,11 +88,11 @@ class Look:
         x = pictures.draw(model, SHOWN if images else 1000, SEED)
         drawn = {"samples": self._show(x, model)}
         if isinstance(model, Reconstructs) and images:
-            pairs = pictures.reconstructions(model, self._fixed[: SHOWN // 2], SEED)
+            pairs = pictures.reconstructions(model, *self._some(SHOWN // 2), SEED)
             drawn["reconstructions"] = pictures.show(pairs, model, spec.levels, columns=8)
         if isinstance(model, Filters) and images:
             drawn["filters"] = pictures.to_bytes(pictures.grid(pictures.filters(model, 100)))
-        codes = pictures.codes(model, self._fixed, SEED) if isinstance(model, Codes) else None
+        codes = pictures.codes(model, self._fixed.x, SEED) if isinstance(model, Codes) else None
 
         def file() -> None:
             paths = {name: self.report.picture(step, name, pixels) for name, pixels in drawn.items()}
@@ -102,13 +103,21 @@ class Look:
         return file
 
     def _write(self, model: Writes, step: int) -> Callable[[], None]:
+        if step == self._wrote:  # the last look of a training often falls on its end
+            return lambda: None
         with seeded(SEED):
             texts = model.write(TEXTS, LENGTH)
 
         def file() -> None:
+            self._wrote = step
             self.picture = self.report.writing(step, "samples", texts) or self.picture
 
         return file
+
+    def _some(self, n: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The first n of the fixed examples, and their labels."""
+        x, y = self._fixed.x, self._fixed.y
+        return x[:n], None if y is None else y[:n]
 
     def _show(self, x: torch.Tensor, model: Generative) -> np.ndarray:
         if pictures.is_image(model.shape):

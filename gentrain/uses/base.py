@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Subject
-from gentrain.models.base import Decoder, Generative, LatentVariable
+from gentrain.models.base import Conditional, Decoder, Generative, LatentVariable
 
 
 class Data(Protocol):
@@ -46,12 +47,16 @@ class Use(ABC):
 
     Class attributes:
         needs: the model must be an instance of one of these capabilities.
+        conditional: whether it knows what to do with a model of p(x|y).
     """
 
     needs: ClassVar[tuple[type, ...]] = (Generative,)
+    conditional: ClassVar[bool] = False
 
     def unfit(self, model: Generative) -> str | None:
         """Why the model can't serve, in words that follow its name; None if it can."""
+        if isinstance(model, Conditional) and model.classes and not self.conditional:
+            return "decodes nothing without a label, which this kind doesn't take"
         if isinstance(model, self.needs):
             return None
         return f"is no {' or '.join(need.__name__ for need in self.needs)}"
@@ -67,11 +72,20 @@ def examples(data: Data, n: int) -> Tensor:
     Raises:
         UsageError: there are fewer.
     """
+    return batch(data, n).x
+
+
+def batch(data: Data, n: int) -> Batch:
+    """The first n test examples in the model's support, with their labels where there are any.
+
+    Raises:
+        UsageError: there are fewer.
+    """
     subject = data()
     have = subject.size()
     if n > have:
         raise UsageError(f"n={n}: {subject.spec.name} has {have} test examples; ask for fewer")
-    return subject.examples(limit=n)
+    return next(subject.batches(limit=n, batch_size=n))
 
 
 def decode(model: LatentVariable | Decoder, z: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Completes, Generative, LatentVariable
+from gentrain.models.base import Completes, Generative, LatentVariable, given
 from gentrain.types import OpenFraction, PositiveInt
-from gentrain.uses.base import Data, Drawn, Use, examples
+from gentrain.uses.base import Data, Drawn, Use, batch
 
 
 def missing(shape: tuple[int, ...], region: str, share: float) -> Tensor:
@@ -55,6 +55,7 @@ class Complete(Use):
     """
 
     needs = (Completes, LatentVariable)
+    conditional = True
 
     def __init__(
         self,
@@ -71,7 +72,8 @@ class Complete(Use):
             raise UsageError(
                 f"kind.share={self.share}: hides all or nothing of {tuple(model.shape)}; take another share"
             )
-        x = examples(data, max(1, n // (2 + self.draws)))
+        shown = batch(data, max(1, n // (2 + self.draws)))
+        x, y = shown.x, shown.y
         levels = data().spec.levels
         again = x.repeat_interleave(self.draws, 0)
         known = ~hidden.expand_as(again)
@@ -79,7 +81,7 @@ class Complete(Use):
             filled = model.complete(torch.where(known, again, torch.zeros_like(again)), known)
         else:
             assert isinstance(model, LatentVariable)
-            filled = gibbs(model, again, known, self.sweeps)
+            filled = gibbs(model, again, known, self.sweeps, None if y is None else y.repeat_interleave(self.draws))
         blank = torch.where(hidden, torch.full_like(x, middle(model, levels)), x)
         rows = torch.cat([x[:, None], blank[:, None], filled.to(x).view(len(x), self.draws, *model.shape)], 1)
         return Drawn(rows.flatten(0, 1), 2 + self.draws, arrays={"hidden": hidden})
@@ -90,14 +92,15 @@ def middle(model: Generative, levels: int | None) -> float:
     return {"signed": 0.0, "real": 0.0, "levels": ((levels or 2) - 1) // 2, "tokens": 0}.get(model.support, 0.5)
 
 
-def gibbs(model: LatentVariable, x: Tensor, known: Tensor, sweeps: int) -> Tensor:
+def gibbs(model: LatentVariable, x: Tensor, known: Tensor, sweeps: int, y: Tensor | None = None) -> Tensor:
     """z ~ q(z|x), then the missing part of x ~ p(x|z), again and again (Rezende et al. 2014, arXiv:1401.4082, app. F).
 
     The chain's stationary law is p(missing | known) where q is the exact posterior, and near it as far as q is near. It
-    starts from p(x) for the missing part.
+    starts from p(x) for the missing part. Of a conditional model all is given y.
     """
-    x = torch.where(known, x, model.sample(len(x)).to(x))
+    to = given(model, y)
+    x = torch.where(known, x, model.sample(len(x), **to).to(x))
     for _ in range(sweeps):
-        draw = model.decode(model.encode(x).sample()).sample()
+        draw = model.decode(model.encode(x, **to).sample(), **to).sample()
         x = torch.where(known, x, draw.to(x))
     return x

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Conditional, Generative, LatentVariable, Reconstructs
+from gentrain.models.base import Conditional, Generative, LatentVariable, Reconstructs, given
 from gentrain.types import NonNegativeInt
-from gentrain.uses.base import Data, Drawn, Use, draw_codes, examples
+from gentrain.uses.base import Data, Drawn, Use, batch, draw_codes
 
 
 class Prior(Use):
@@ -22,6 +22,8 @@ class Prior(Use):
     Args:
         label: of a conditional model, the one label to draw; None draws all, as many of each.
     """
+
+    conditional = True
 
     def __init__(self, label: NonNegativeInt | None = None):
         self.label = label
@@ -53,12 +55,14 @@ class Reconstruct(Use):
     """Test examples, each followed by its reconstruction."""
 
     needs = (Reconstructs,)
+    conditional = True
 
     def __init__(self) -> None:  # takes nothing, and says so where `config` reads it
         super().__init__()
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
         assert isinstance(model, Reconstructs)
-        x = examples(data, n)
-        pairs = torch.stack([x.float(), model.reconstruct(x).float()], dim=1).flatten(0, 1)
+        shown = batch(data, n)
+        x = shown.x
+        pairs = torch.stack([x.float(), model.reconstruct(x, **given(model, shown.y)).float()], dim=1).flatten(0, 1)
         return Drawn(pairs, columns=8)
