@@ -58,7 +58,7 @@ class FittedGaussian(nn.Module):
     @torch.no_grad()
     def observe(self, z: Tensor) -> None:
         """Take in a batch (B, dim), this process's share of it, in place."""
-        z = of_all_processes(z.detach().float())
+        z = of_all_processes(z.detach()).to(self.mean.dtype)
         self.weight.mul_(self.decay).add_(1 - self.decay)
         share = (1 - self.decay) / self.weight  # 1 for the first batch
         mean = z.mean(0)
