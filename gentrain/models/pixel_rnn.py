@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +20,10 @@ class PixelRNN(Raster):
     arXiv:1601.06759).
 
     A convolution with mask A, then residual layers x + W h, with h the states of a Row LSTM or of a Diagonal BiLSTM,
-    then two 1x1 convolutions. The Diagonal BiLSTM sees all pixels before; the Row LSTM those of a triangle above, and
-    of the row what its masked convolutions reach: the first one's kernel // 2, and one a layer.
+    then two 1x1 convolutions. The Row LSTM sees the pixels of a triangle above and, in its own row, as many as its
+    convolutions reach to the left. The Diagonal BiLSTM sees all pixels before, with a column of maps beyond the right
+    margin that the paper doesn't mention: because of mask A the last pixel of a row is in none of that row's maps, and
+    without the column the next row would not see it until it is near.
 
     Args:
         shape: of one image, (C, H, W).
@@ -64,6 +67,7 @@ class PixelRNN(Raster):
                 raise UsageError(f"model.{name}={maps}: every colour channel needs a map, {channels} at least")
         of_maps, of_hidden, of_head = (groups(n, channels) for n in (2 * hidden, hidden, head))
         lstm = RowLSTM if cell == "row" else DiagonalBiLSTM
+        self.beyond = int(cell == "diagonal")  # columns of maps beyond the right margin
         self.first = MaskedConv2d(kernel, "A", groups(channels, channels), of_maps)
         self.layers = nn.ModuleList(lstm(of_maps, hidden, channels) for _ in range(layers))
         self.outward = nn.ModuleList(MaskedConv2d(1, "B", of_hidden, of_maps) for _ in range(layers))
@@ -72,9 +76,11 @@ class PixelRNN(Raster):
         self.last = MaskedConv2d(1, "B", of_head, of_outputs)
 
     def raw(self, h: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.first(h)
+        width = h.shape[3]
+        h = self.first(F.pad(h, (0, self.beyond)))
         for layer, outward in zip(self.layers, self.outward, strict=True):
             h = h + outward(layer(h))
+        h = h[..., :width]
         return self.last(F.relu(self.penultimate(F.relu(h))))
 
     def cache(self, x: Tensor, y: Tensor | None) -> PixelRNNCache:
@@ -85,29 +91,40 @@ class PixelRNNCache(Cache):
     """The states of every layer, in the present row and the one above; the first convolution's rows."""
 
     def __init__(self, model: PixelRNN, x: Tensor):
-        n, _, _, width = x.shape
-        self.head, self.x = model.head, x
+        self.head, self.x, self.beyond = model.head, x, model.beyond
+        n, width = len(x), x.shape[3] + model.beyond
         self.first = ConvCache(model.first, n, width)
         layers = [layer for layer in model.layers if isinstance(layer, ImageLSTM)]
         self.walks = [layer.walk(n, width) for layer in layers]
         self.outward = [ConvCache(conv, n, width) for conv in model.outward if isinstance(conv, MaskedConv2d)]
         self.penultimate, self.last = (ConvCache(conv, n, width) for conv in (model.penultimate, model.last))
 
-    def _input(self, i: int, j: int) -> Tensor:
-        return self.head.network_input(self.x[:, :, i, j])
-
     def row(self, i: int) -> None:
         if i > 0:
-            last = self.x.shape[3] - 1
-            self.first.put(last, self._input(i - 1, last))
+            width = self.x.shape[3]
+            self._complete(i - 1, width - 1)
+            if self.beyond:
+                self._maps(width, torch.zeros_like(self._input(i - 1, width - 1)))
             self.first.row()
             for walk in self.walks:
                 walk.row()
 
     def pixel(self, i: int, j: int) -> Tensor:
-        if j > 0:  # which had not all its channels when it was computed
-            self.first.put(j - 1, self._input(i, j - 1))
-        h = self.first.pixel(j, self._input(i, j))
+        if j > 0:
+            self._complete(i, j - 1)
+        h = self._maps(j, self._input(i, j))
+        return self.last.pixel(j, F.relu(self.penultimate.pixel(j, F.relu(h))))
+
+    def _input(self, i: int, j: int) -> Tensor:
+        return self.head.network_input(self.x[:, :, i, j])
+
+    def _complete(self, i: int, j: int) -> None:
+        """Put in the pixel with all its channels, which were not there when it was computed."""
+        self.first.put(j, self._input(i, j))
+
+    def _maps(self, j: int, h: Tensor) -> Tensor:
+        """The last layer's maps at column j, whose input is h (n, C)."""
+        h = self.first.pixel(j, h)
         for walk, outward in zip(self.walks, self.outward, strict=True):
             h = h + outward.pixel(j, walk.pixel(j, h))
-        return self.last.pixel(j, F.relu(self.penultimate.pixel(j, F.relu(h))))
+        return h
