@@ -8,23 +8,76 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
+from torch.nn.functional import softplus
 
+from gentrain.errors import UsageError
+from gentrain.models import likelihoods
 from gentrain.models.base import Autoregressive, Completes, StartsFromMean
 from gentrain.models.likelihoods import Likelihood
 
-Order = Literal["raster", "random"]
 
-
-def ordering(name: Order, size: int) -> Tensor:
+def ordering(name: Literal["raster", "random"], size: int) -> Tensor:
     """Flat indices of the elements, first one first: as they lie in memory, or drawn from torch's generator."""
     return torch.arange(size) if name == "raster" else torch.randperm(size)
+
+
+class GaussianMixtureLikelihood(Likelihood):
+    """x real; raw = the logit, mean and log-scale of each of M Gaussians, 3 M numbers an element.
+
+    The outputs of a mixture density network (Bishop 1994), as Uria et al. (2013, arXiv:1306.0186) have them. Scales
+    stay above exp(-7), as those of `GaussianLikelihood`: the density of what never varies has no upper bound.
+    """
+
+    support = "real"
+    floor = likelihoods.GaussianLikelihood.floor
+
+    def __init__(self, shape: tuple[int, ...], components: int):
+        super().__init__(shape, 3 * components)
+        self.components = components
+        self.start_from_mean(torch.zeros(shape))
+
+    def elements(self, raw: Tensor) -> Distribution:
+        logits, mean, log_scale = raw.movedim(1, -1).chunk(3, -1)
+        scale = torch.exp(self.floor + softplus(log_scale - self.floor))
+        weights = Categorical(logits=logits, validate_args=False)
+        return MixtureSameFamily(weights, Normal(mean, scale, validate_args=False), validate_args=False)
+
+    @torch.no_grad()
+    def start_from_mean(self, mean: Tensor) -> None:
+        """Means around `mean`, a standard deviation of the start apart at most: equal ones would never part."""
+        offsets = torch.linspace(-1, 1, self.components) if self.components > 1 else torch.zeros(1)
+        self.bias.view(3, self.components, -1)[1] = mean.flatten() + offsets.to(mean)[:, None]
+
+
+def choose_likelihood(name: str, shape: tuple[int, ...], levels: int | None, components: int | None) -> Likelihood:
+    """The likelihood of an element given others; `auto` goes by the data.
+
+    auto: reals are gaussian_mixture; two levels, or one channel (grey images, binarized), bernoulli; else categorical.
+
+    Args:
+        components: of a gaussian_mixture; None is 10.
+
+    Raises:
+        UsageError: data without levels and a likelihood over levels, or bits; components of what is no mixture.
+    """
+    if name == "auto" and levels is None:
+        name = "gaussian_mixture"
+    elif name == "auto":
+        name = "bernoulli" if levels == 2 or shape[0] == 1 else "categorical"
+    if name == "gaussian_mixture":
+        return GaussianMixtureLikelihood(shape, components or 10)
+    if components is not None:
+        raise UsageError(f"model.components={components} is for model.likelihood=gaussian_mixture, not {name}")
+    return likelihoods.choose(name, shape, levels)
 
 
 class Ancestral(Autoregressive, Completes, StartsFromMean):
     """p(x) = Π_i p(x_o(i) | x_o(<i)), each factor an element of `likelihood`; sampled element by element.
 
     A class gives the raw parameters of all conditionals at once (`raw`), for learning, and one by one from a state that
-    takes in each element as it becomes known (`start`, `raw_at`, `feed`), for sampling.
+    takes in each element as it becomes known (`start`, `raw_at`, `feed`), for sampling. To these, elements are already
+    in the order: place i of theirs is element o(i) of x.
 
     Args:
         shape: of one example.
@@ -49,36 +102,29 @@ class Ancestral(Autoregressive, Completes, StartsFromMean):
         """D, the number of elements."""
         return math.prod(self.shape)
 
-    @property
-    def bias(self) -> Tensor:
-        """The output biases, (D, P)."""
-        return self.likelihood.bias.view(self.likelihood.per_element, -1).t()
-
     @abstractmethod
-    def raw(self, x: Tensor) -> Tensor:
-        """`conditionals` without the output biases, (B, D, P), from `likelihood.network_input` (B, D)."""
+    def raw(self, u: Tensor) -> Tensor:
+        """`conditionals` in the order and without the output biases, (B, D, P), from u (B, D), x as network input."""
 
     @abstractmethod
     def start(self, n: int) -> Tensor:
         """The state in which nothing is known of n examples, leading axis n."""
 
     @abstractmethod
-    def raw_at(self, state: Tensor, d: Tensor) -> Tensor:
-        """`raw` of element d (a scalar index) given what the state has been fed, (n, P)."""
+    def raw_at(self, state: Tensor, i: int) -> Tensor:
+        """`raw` at place i given what the state has been fed, (n, P)."""
 
     @abstractmethod
-    def feed(self, state: Tensor, d: Tensor, value: Tensor) -> None:
-        """Let the state know element d of each example, as `likelihood.network_input`, (n,). In place."""
+    def feed(self, state: Tensor, i: int, value: Tensor) -> None:
+        """Let the state know the element at place i of each example, as network input, (n,). In place."""
 
     def conditionals(self, x: Tensor) -> Tensor:
-        return self.raw(self.likelihood.network_input(x).flatten(1)) + self.bias
+        u = self.likelihood.network_input(x).flatten(1)[:, self.order]
+        bias = self.likelihood.bias.view(-1, self.size).t()
+        return self.raw(u)[:, self.order.argsort()] + bias
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self._log_prob(self.conditionals(x), x)
-
-    def _log_prob(self, conditionals: Tensor, x: Tensor) -> Tensor:
-        """log p(x) from the parameters of its conditionals, (B,)."""
-        raw = conditionals.transpose(1, 2).unflatten(2, self.shape)
+        raw = self.conditionals(x).transpose(1, 2).unflatten(2, self.shape)
         return self.likelihood.independent(self.likelihood.elements(raw)).log_prob(x)
 
     @torch.no_grad()
@@ -94,15 +140,14 @@ class Ancestral(Autoregressive, Completes, StartsFromMean):
         That is a draw from p(missing | known) where the known elements come first in the order; where some come later,
         what is drawn before them knows nothing of them.
         """
-        x, known, state, bias = x.flatten(1).clone(), known.flatten(1), self.start(len(x)), self.bias
-        for d in self.order:
-            elements = self.likelihood.elements((self.raw_at(state, d) + bias[d])[..., None])
-            x[:, d] = torch.where(known[:, d], x[:, d], elements.sample()[:, 0].to(x.dtype))
-            self.feed(state, d, self._element_input(x[:, d]))
-        return x.view(-1, *self.shape)
-
-    def _element_input(self, value: Tensor) -> Tensor:
-        return self.likelihood.network_input(value)
+        drawn, known, state = x.flatten(1).clone(), known.flatten(1), self.start(len(x))
+        bias = self.likelihood.bias.view(-1, self.size)
+        for i, d in enumerate(self.order.tolist()):
+            elements = self.likelihood.elements((self.raw_at(state, i) + bias[:, d])[..., None])
+            value = torch.where(known[:, d], drawn[:, d], elements.sample()[:, 0].to(drawn.dtype))
+            drawn[:, d] = value
+            self.feed(state, i, self.likelihood.network_input(value))
+        return drawn.view_as(x)
 
     def start_from_mean(self, mean: Tensor) -> None:
         self.likelihood.start_from_mean(mean)

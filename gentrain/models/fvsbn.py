@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gentrain.errors import UsageError
-from gentrain.models.autoregressive import Ancestral, Order, ordering
+from gentrain.models.autoregressive import Ancestral, ordering
 from gentrain.models.base import Filters
 from gentrain.models.likelihoods import BernoulliLikelihood
 from gentrain.types import PositiveInt, Shape
@@ -34,39 +35,27 @@ class FVSBN(Ancestral, Filters):
     tensor([0.0625, 0.0625, 0.0625], grad_fn=<ExpBackward0>)
     """
 
-    mask: Tensor
-
-    def __init__(self, shape: Shape, levels: PositiveInt | None = None, order: Order = "raster"):
+    def __init__(self, shape: Shape, levels: PositiveInt | None = None, order: Literal["raster", "random"] = "raster"):
         if levels is None:
             raise UsageError("model=fvsbn models bits, and these data are real numbers: use data with levels")
         size = math.prod(shape)
         super().__init__(shape, BernoulliLikelihood(shape), ordering(order, size))
-        self.weight = nn.Parameter(torch.zeros(size, size))
-        self.register_buffer("mask", torch.empty(size, size, dtype=torch.bool), persistent=False)
-        self._set_mask()
-        self.register_load_state_dict_post_hook(lambda model, _: model._set_mask())
+        self.weight = nn.Parameter(torch.zeros(size, size))  # rows and columns in the order
 
-    def _set_mask(self) -> None:
-        place = self.ordering.argsort()
-        torch.gt(place[:, None], place, out=self.mask)
-
-    def masked_weight(self) -> Tensor:
-        """W with zeros where the column's element isn't before the row's, (D, D)."""
-        return self.weight * self.mask
-
-    def raw(self, x: Tensor) -> Tensor:
-        return linear(x, self.masked_weight())[..., None]
+    def raw(self, u: Tensor) -> Tensor:
+        return linear(u, self.weight.tril(-1))[..., None]
 
     def start(self, n: int) -> Tensor:
         return torch.zeros(n, self.size, device=self.device)
 
-    def raw_at(self, state: Tensor, d: Tensor) -> Tensor:
-        return (state @ self.weight[d])[:, None]  # what comes later is zero in the state
+    def raw_at(self, state: Tensor, i: int) -> Tensor:
+        return (state[:, :i] @ self.weight[i, :i])[:, None]
 
-    def feed(self, state: Tensor, d: Tensor, value: Tensor) -> None:
-        state[:, d] = value
+    def feed(self, state: Tensor, i: int, value: Tensor) -> None:
+        state[:, i] = value
 
     @torch.no_grad()
     def filters(self) -> Tensor:
         """What each element looks for in those before it: the rows of W, (D, *shape)."""
-        return self.masked_weight().view(-1, *self.shape)
+        place = self.order.argsort()
+        return self.weight.tril(-1)[place][:, place].view(-1, *self.shape)
