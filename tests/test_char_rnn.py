@@ -18,6 +18,8 @@ from gentrain.errors import UsageError
 from gentrain.models.char_rnn import CharRNN
 from gentrain.models.sequence import Memory
 from gentrain.objectives.tbptt import TBPTT
+from gentrain.optim import Adam
+from gentrain.truth.base import Case, prove
 
 CELLS = ["rnn", "gru", "lstm"]
 K, L = 3, 4
@@ -219,6 +221,49 @@ def test_each_of_several_processes_reads_on_in_its_own_streams(monkeypatch: pyte
             noise.shard(0, 1)
         shares.append(update.metrics["cross_entropy"])
     torch.testing.assert_close(torch.stack(shares).mean(), second.metrics["cross_entropy"])
+
+
+class Forgetful(CharRNN):
+    """Hands on what was read last, and of the state the first layer alone."""
+
+    def read(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        log_p, after = super().read(x, memory)
+        return log_p, Memory(after.state * torch.tensor([1.0, 0.0]).view(2, 1, 1), after.last)
+
+
+class Peeking(CharRNN):
+    """Goes by the next character but one."""
+
+    def read(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        log_p, after = super().read(x, memory)
+        return log_p - 0.1 * (x == 0).roll(-1, 1) * (x != 0), after
+
+
+class Generous(CharRNN):
+    def read(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        log_p, after = super().read(x, memory)
+        return log_p + 0.01, after
+
+
+@pytest.mark.parametrize(
+    ("kind", "claim"),
+    [
+        (Forgetful, "its memory holds all of the past"),
+        (Peeking, "what it says of an element hangs on earlier ones alone"),
+        (Generous, "what it says of an element hangs on earlier ones alone"),
+    ],
+)
+def test_faults_are_found_by_the_claim_that_they_break(kind: type[CharRNN], claim: str) -> None:
+    def proved(model: CharRNN) -> bool | None:
+        case = Case(model, TBPTT(2, 2, 5), Adam(1e-3, 0.0, "constant", 0.0, 0.0, None, (0.9, 0.999), 1e-8),
+                    [Batch(torch.randint(0, K, (12, L)))], lambda: model, K)  # fmt: skip
+        (found,) = prove(case, {claim})
+        return found.held
+
+    torch.manual_seed(0)
+    faulty = kind((L,), levels=K, vocabulary="ab?", hidden=5, layers=2).eval()
+    assert proved(CharRNN((L,), levels=K, vocabulary="ab?", hidden=5, layers=2).eval()) is True
+    assert proved(faulty) is False
 
 
 def refusals() -> Iterator[tuple[list[str], str]]:

@@ -120,10 +120,16 @@ class TestShipped:
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr("gentrain.evaluation.features.STEPS", 3)  # of the classifier that judges samples
-        small = ["data=digits", "data.validation=null", "data.batch_size=40", "trainer.steps=3", "trainer.epochs=null"]
+        small = [
+            *_data(name, tmp_path),
+            "data.validation=null",
+            "data.batch_size=40",
+            "trainer.steps=3",
+            "trainer.epochs=null",
+        ]
         small += ["trainer.sample_every=0", "trainer.evaluate_every=0", "device=cpu", f"output={tmp_path}"]
         found = gentrain.reproduce(name, [*small, *SMALLER.get(name, [])])
-        assert found.verdict == "smoke" and "data._target_" in found.changes
+        assert found.verdict == "smoke" and {"data._target_", "data.path"} & set(found.changes)
         for judgement in found.judgements:
             assert judgement.row is not None and "protocol" not in judgement.reason, judgement.reason
             assert math.isfinite(judgement.row.value)
@@ -138,6 +144,14 @@ class TestShipped:
         assert row.n == 10_000
 
 
+def _data(name: str, folder: Path) -> list[str]:
+    """Small data in place of an experiment's own: digits, or where that is a text a short one."""
+    if "path" not in plan(name).config.data:
+        return ["data=digits"]
+    (folder / "short.txt").write_text("What is in a name? " * 2000)
+    return [f"data.path={folder}/short.txt"]
+
+
 SHORT = "schedule=[[1.0,20]]"
 SMALLER: dict[str, list[str]] = {
     **{name: ["+evaluate.n=4", "model.hidden=[8]"] for name in ("vae50_mnist", "vae50_mnist_short")},
@@ -148,7 +162,9 @@ SMALLER: dict[str, list[str]] = {
     },
     "parzen_real_mnist": ["evaluate.metric.parzen.samples=50", "evaluate.metric.nearest.n_fake=50"],
     "gan_mnist_parzen": ["evaluate.metric.parzen.samples=50", "model.hidden=[8]", "model.discriminator_hidden=[8]"],
+    "char_rnn_shakespeare": ["model.hidden=8", "+evaluate.n=50"],
     "dcgan_mnist": ["evaluate.metric.modes.n_fake=50", "model.channels=2"],
+    "bernoulli_mixture_mnist": ["model.components=10"],
 }
 """What makes an experiment's evaluation small; kinds and protocols stay."""
 

@@ -119,7 +119,14 @@ def applicable(case: Case) -> int:
 
 def truths() -> Sequence[Truth]:
     """Every claim there is a check of."""
-    from gentrain.truth import autoregressive, invertible, learning, models, objectives  # noqa: F401 -- they register their checks
+    from gentrain.truth import (  # noqa: F401 -- they register their checks
+        autoregressive,
+        invertible,
+        learning,
+        models,
+        objectives,
+        sequence,
+    )
 
     return TRUTHS
 
