@@ -13,7 +13,10 @@ from torch.distributions import MultivariateNormal
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
+from gentrain.evaluation.divergence import Divergence
+from gentrain.evaluation.estimator import Subject
 from gentrain.models.gaussian import Gaussian
+from gentrain.models.mixtures import GaussianMixture
 from gentrain.objectives.kl import ForwardKL, ReverseKL
 from gentrain.truth.spaces import Space, grid
 
@@ -212,3 +215,24 @@ def test_what_is_not_known_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="3 coordinates, and one example has 2"):
         list(made.objective(made.model, made.pipeline.batch(0), 0.0))
     build("model=gaussian", "data=moons", "objective=reverse_kl", "objective.centres=[[0,0],[3,1]]", "objective.std=1")
+
+
+def test_the_estimator_of_both_divergences(tmp_path: Path) -> None:
+    """KL to the ring's own mixture: of a Gaussian by quadrature, and zero of the mixture itself."""
+    made = build("model=gaussian", "data=ring", "data.modes=3", "data.std=0.4")
+    assert isinstance(made.model, Gaussian)
+    made.model.normal.set_moments(torch.tensor([[0.2, -0.3]]), torch.tensor([[[1.5, 0.3], [0.3, 1.2]]]))
+    spec = made.source.spec
+    assert spec.centres is not None
+    target = (spec.centres, 0.4)
+    forward, reverse = Divergence()(Subject(made.model, made.pipeline))
+    assert (forward.kind, reverse.kind) == ("forward-kl", "reverse-kl")
+    exact = forward_by_quadrature(made.model, ForwardKL(*target)), reverse_by_quadrature(made.model, ReverseKL(*target))
+    for finding, truth in zip((forward, reverse), exact, strict=True):
+        assert abs(finding.value - float(truth.detach())) < 6 * finding.stderr
+        assert finding.stderr < 0.1 * float(truth.detach())
+    mixture = GaussianMixture((2,), 3)
+    mixture.normals.set_moments(torch.tensor(spec.centres), 0.16 * torch.eye(2).expand(3, 2, 2))
+    for finding in Divergence()(Subject(mixture, made.pipeline)):
+        assert abs(finding.value) < 1e-5
+    assert Divergence().unfit(Subject(made.model, build("model=gaussian", "data=moons").pipeline))

@@ -15,6 +15,17 @@ from gentrain.types import PositiveFloat, Shape
 Covariance = Literal["full", "diagonal", "spherical"]
 
 
+def mixture_log_prob(x: Tensor, centres: Tensor, std: float) -> Tensor:
+    """log 1/M Σ_m N(x; c_m, σ² I) in nats of x (B, D) for centres (M, D), (B,).
+
+    >>> mixture_log_prob(torch.zeros(1, 2), torch.zeros(3, 2), 1.0)  # -log 2π
+    tensor([-1.8379])
+    """
+    count, dim = centres.shape
+    square = ((x[:, None] - centres) / std).square().sum(2)
+    return torch.logsumexp(-0.5 * square, 1) - 0.5 * dim * math.log(2 * math.pi * std**2) - math.log(count)
+
+
 class Gaussians(nn.Module):
     """N(x; μ_k, Σ_k) for k < K over D reals, Σ_k = L_k L_kᵀ with L_k lower triangular.
 

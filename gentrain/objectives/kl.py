@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.base import Reparametrised
+from gentrain.models.gaussian import mixture_log_prob
 from gentrain.types import PositiveFloat
 from gentrain.update import Objective, Score, Update
 
@@ -42,11 +42,10 @@ class _Divergence(Objective):
         Raises:
             UsageError: the centres lie in a space of another dimension.
         """
-        flat, (count, dim) = x.flatten(1), self.centres.shape
+        flat, dim = x.flatten(1), self.centres.shape[1]
         if flat.shape[1] != dim:
             raise UsageError(f"objective.centres has points of {dim} coordinates, and one example has {flat.shape[1]}")
-        square = ((flat[:, None] - self.centres) / self.std).square().sum(2)
-        return torch.logsumexp(-0.5 * square, 1) - 0.5 * dim * math.log(2 * math.pi * self.std**2) - math.log(count)
+        return mixture_log_prob(flat, self.centres, self.std)
 
 
 class ForwardKL(_Divergence):
