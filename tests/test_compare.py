@@ -450,6 +450,13 @@ class TestFormats:
         (path / "config.yaml").write_text(config)
         assert render(gentrain.compare(place), "html").count("<b>validation/elbo</b>") == 2
 
+    def test_what_a_run_wrote_stays_text(self, make: Make, place: Path):
+        path = make("a", [a_row()])
+        (path / "samples/samples-00000100.png").unlink()
+        (path / "samples/samples-00000100.txt").write_text("ROMEO:\n<script>alert(1)</script> \x1b[31m" + "x" * 9000)
+        text = render(gentrain.compare(place), "html")
+        assert "<pre>ROMEO:\n&lt;script&gt;alert(1)&lt;/script&gt; \ufffd[31mxx" in text and "x" * 2000 not in text
+
     def test_what_isnt_a_picture_isnt_embedded(self, make: Make, place: Path):
         path = make("a", [a_row()])
         (path / "samples/samples-00000100.png").write_bytes(b"<svg onload=alert(1)>")

@@ -17,6 +17,7 @@ from gentrain.comparison.table import Block, Comparison, Entry, Group
 from gentrain.comparison.text import HEADINGS, LEGEND, OTHERS, cells, clean, count_of, others, title
 
 PICTURES = 8 << 20  # bytes; a larger file is named, not embedded
+TEXT = 2000  # characters shown of what a run wrote
 HERE = Path(__file__).parent
 
 
@@ -209,7 +210,7 @@ def _samples(chapter: Chapter) -> Iterator[str]:
     """The newest samples of each group's first run that has any."""
     figures = {}
     for group, record in chapter.members:
-        pictures = sorted((record.path / "samples").glob("samples-*.png"))
+        pictures = sorted(p for p in (record.path / "samples").glob("samples-*") if p.suffix in (".png", ".txt"))
         if pictures and id(group) not in figures:
             figures[id(group)] = _picture(group, record, pictures[-1], chapter.styles[id(group)])
     if figures:
@@ -224,6 +225,10 @@ def _picture(group: Group, record: Record, path: Path, style: int) -> str:
         content = path.read_bytes() if path.stat().st_size <= PICTURES else b""
     except OSError:
         content = b""
+    if path.suffix == ".txt" and content:
+        lines = content.decode("utf-8", "replace")[:TEXT].split("\n")
+        text = "\n".join(clean(line) for line in lines)
+        return f"<figure><figcaption>{words}</figcaption><pre>{escape(text)}</pre></figure>"
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         note = f'<p class="note">{escape(clean(path))} can\'t be shown</p>'
         return f"<figure><figcaption>{words}</figcaption>{note}</figure>"
