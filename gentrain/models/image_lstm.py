@@ -101,22 +101,22 @@ class RowWalk(Walk):
 
 
 def skew(x: Tensor) -> Tensor:
-    """Each row moved right by its number: (…, H, W) -> (…, H, W + H - 1), so that diagonals become columns.
+    """Each row moved right by its number: (…, H, W, d) -> (…, H, W + H - 1, d), so that diagonals become columns.
 
-    >>> skew(torch.arange(1, 7).view(2, 3))
+    >>> skew(torch.arange(1, 7).view(2, 3, 1))[..., 0]
     tensor([[1, 2, 3, 0],
             [0, 4, 5, 6]])
     """
-    height, width = x.shape[-2:]
-    flat = F.pad(x, (0, height)).flatten(-2)
-    return flat[..., : height * (width + height - 1)].unflatten(-1, (height, width + height - 1))
+    height, width = x.shape[-3:-1]
+    flat = F.pad(x, (0, 0, 0, height)).flatten(-3, -2)
+    return flat[..., : height * (width + height - 1), :].unflatten(-2, (height, width + height - 1))
 
 
 def unskew(x: Tensor) -> Tensor:
-    """Undoes `skew`: (…, H, W + H - 1) -> (…, H, W)."""
-    height, diagonals = x.shape[-2:]
-    flat = F.pad(x.flatten(-2), (0, height))
-    return flat.unflatten(-1, (height, diagonals + 1))[..., : diagonals - height + 1]
+    """Undoes `skew`: (…, H, W + H - 1, d) -> (…, H, W, d)."""
+    height, diagonals = x.shape[-3:-1]
+    flat = F.pad(x.flatten(-3, -2), (0, 0, 0, height))
+    return flat.unflatten(-2, (height, diagonals + 1))[..., : diagonals - height + 1, :]
 
 
 class DiagonalBiLSTM(ImageLSTM):
@@ -133,18 +133,18 @@ class DiagonalBiLSTM(ImageLSTM):
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, height, _ = x.shape
-        left, right = self.gates(x).chunk(2, 1)
-        # (diagonals, 2, B * H, 4 hidden)
-        gates = skew(torch.stack([left, right.flip(3)])).permute(4, 0, 1, 3, 2).flatten(2, 3)
+        # channels last: what is moved about are whole vectors of units
+        gates = self.gates(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        left, right = gates.chunk(2, 3)
         hidden = cell = x.new_zeros(2, b, height, self.hidden)
         columns = []
-        for gate in gates.unbind(0):
+        for gate in skew(torch.stack([left, right.flip(2)])).unbind(3):
             # A state before its row begins is exactly zero: no gate has a bias there. Those after its end reach no row.
             neighbours = torch.cat([hidden, F.pad(hidden, (0, 0, 1, -1))], 3).flatten(1, 2)
-            hidden, cell = lstm(torch.baddbmm(gate, neighbours, self.state).view(2, b, height, -1), cell, 3)
+            hidden, cell = lstm(gate + torch.bmm(neighbours, self.state).view(2, b, height, -1), cell, 3)
             columns.append(hidden)
-        left, right = unskew(torch.stack(columns, -1).transpose(2, 3)).unbind(0)
-        return left + F.pad(right.flip(3), (0, 0, 1, -1))
+        left, right = unskew(torch.stack(columns, 3)).unbind(0)
+        return (left + F.pad(right.flip(2), (0, 0, 0, 0, 1, -1))).permute(0, 3, 1, 2)
 
     def walk(self, n: int, width: int) -> DiagonalWalk:
         return DiagonalWalk(self, n, width)
