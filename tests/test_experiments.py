@@ -129,7 +129,7 @@ class TestShipped:
         ]
         small += ["trainer.sample_every=0", "trainer.evaluate_every=0", "device=cpu", f"output={tmp_path}"]
         found = gentrain.reproduce(name, [*small, *SMALLER.get(name, [])])
-        assert found.verdict == "smoke" and {"data._target_", "data.path"} & set(found.changes)
+        assert found.verdict == "smoke" and {"data._target_", "data.path", "data.n"} & set(found.changes)
         for judgement in found.judgements:
             assert judgement.row is not None and "protocol" not in judgement.reason, judgement.reason
             assert math.isfinite(judgement.row.value)
@@ -145,8 +145,11 @@ class TestShipped:
 
 
 def _data(name: str, folder: Path) -> list[str]:
-    """Small data in place of an experiment's own: digits, or where that is a text a short one."""
-    if "path" not in plan(name).config.data:
+    """Small data in place of an experiment's own: digits, of a text a short one, of drawn points a few."""
+    own = plan(name).config.data
+    if "modes" in own:
+        return ["data.n=200"]
+    if "path" not in own:
         return ["data=digits"]
     (folder / "short.txt").write_text("What is in a name? " * 2000)
     return [f"data.path={folder}/short.txt"]

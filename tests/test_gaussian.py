@@ -217,7 +217,8 @@ def test_what_is_not_known_is_one_line(tmp_path: Path) -> None:
     build("model=gaussian", "data=moons", "objective=reverse_kl", "objective.centres=[[0,0],[3,1]]", "objective.std=1")
 
 
-def test_the_estimator_of_both_divergences(tmp_path: Path) -> None:
+@torch.no_grad()
+def test_the_estimator_of_both_divergences() -> None:
     """KL to the ring's own mixture: of a Gaussian by quadrature, and zero of the mixture itself."""
     made = build("model=gaussian", "data=ring", "data.modes=3", "data.std=0.4")
     assert isinstance(made.model, Gaussian)
