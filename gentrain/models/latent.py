@@ -17,6 +17,9 @@ from gentrain import noise
 from gentrain.errors import UsageError
 from gentrain.models.base import LatentVariable, given
 
+Map = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""x (N, d) -> its image and the log-determinant of each, (N,)."""
+
 
 class Reparametrised(Distribution, ABC):
     """A distribution over vectors whose draws are a smooth function z = g(ε) of as many standard normal numbers."""
@@ -90,6 +93,40 @@ class Ancestral(Composed):
     def log_prob(self, value: Tensor) -> Tensor:
         a, b = self._split(value)
         return self.first.log_prob(a) + self.then(a).log_prob(b)
+
+
+class TransformedBy(Composed):
+    """z = f(u), u ~ base, for an invertible f: log q(z) = log base(u) - log |det df/du|.
+
+    Args:
+        base: of u. push: u (N, d) -> f(u) and log |det df/du|, (N,). pull: z -> f⁻¹(z) and log |det df⁻¹/dz|.
+        like: a tensor of the batch and event shape, (*batch, d).
+
+    >>> from gentrain.models.layers import DiagonalNormal
+    >>> zero = torch.zeros(1, 1)
+    >>> twice = lambda u: (2 * u, torch.full((len(u),), math.log(2)))
+    >>> half = lambda z: (z / 2, torch.full((len(z),), -math.log(2)))
+    >>> TransformedBy(DiagonalNormal(zero, zero), twice, half, zero).log_prob(zero + 2)  # log N(2; 0, 4)
+    tensor([-2.1121])
+    """
+
+    def __init__(self, base: Reparametrised, push: Map, pull: Map, like: Tensor):
+        super().__init__(like)
+        self.base, self.push, self.pull = base, push, pull
+
+    def draw(self, epsilon: Tensor) -> tuple[Tensor, Tensor]:
+        u, log_base = self.base.draw(epsilon)
+        z, log_det = self._of_rows(self.push, u)
+        return z, log_base - log_det
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        u, log_det = self._of_rows(self.pull, value)
+        return self.base.log_prob(u) + log_det
+
+    @staticmethod
+    def _of_rows(function: Map, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_det = function(x.reshape(-1, x.shape[-1]))
+        return y.view(x.shape), log_det.view(x.shape[:-1])
 
 
 def draw(q: Distribution, k: int) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ DATA = (
     ["data=pydoc", "data.length=2"],
 )
 """Tiny sets of each kind; a model is proved on the first that it takes, a continuous one on points in the plane."""
-SMALL: Mapping[str, Any] = {"hidden": 8, "latent_dim": 2, "channels": 4, "components": 4, "layers": 2}
+SMALL: Mapping[str, Any] = {"hidden": 8, "latent_dim": 2, "channels": 4, "components": 4, "layers": 2, "flows": 2}
 """Sizes, where the model has them and the user names none: then there is little to sum over and nothing takes long."""
 WARM = 20
 """Steps of training before anything is looked at."""
@@ -125,7 +125,8 @@ def _assemble(overrides: Sequence[str], named: set[str], folders: Sequence[Path]
     for key, size in SMALL.items():
         given = model.get(key) if isinstance(model, dict) else None
         if given is not None and f"model.{key}" not in named:
-            small = [min(size, v) for v in given] if isinstance(given, list) else min(size, given)
+            each = max(1, size // len(given)) if isinstance(given, list) and key == "latent_dim" else size
+            small = [min(each, v) for v in given] if isinstance(given, list) else min(size, given)
             config.apply(cfg, [f"model.{key}={_brief(small)}"])
     return assemble(cfg, _device(cfg)), cfg
 
