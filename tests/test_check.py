@@ -20,15 +20,18 @@ from gentrain.cli import main
 from gentrain.data.synthetic import bars_distribution
 from gentrain.errors import UsageError
 from gentrain.models.factorial import Factorial
+from gentrain.models.flows import Logit
 from gentrain.models.gan import GAN
 from gentrain.models.layers import DiagonalNormal, UnitNormal
 from gentrain.models.likelihoods import IndependentBits
+from gentrain.models.maf import MAF
 from gentrain.models.rbm import RBM
 from gentrain.models.vae import VAE
 from gentrain.objectives.adversarial import NonSaturating
 from gentrain.objectives.contrastive import CD
 from gentrain.objectives.counting import Counting
 from gentrain.objectives.elbo import ELBO
+from gentrain.objectives.likelihood import Likelihood
 from gentrain.optim import Adam
 from gentrain.tasks.check import check
 from gentrain.truth.base import Check, prove, truths
@@ -308,6 +311,41 @@ class WrongMean(VAE):
 )
 def test_a_latent_variable_model_that_is_wrong(kind: type[VAE], claims: set[str]):
     assert failed(vae(kind), ELBO(), claims) == claims
+
+
+class Drifting(MAF):
+    """A way back that ends a little beside where the way there began."""
+
+    def invert(self, z: Tensor) -> Tensor:
+        return super().invert(z) + 1e-3
+
+
+class Unstretched(MAF):
+    """Leaves the logit's derivative out of log |det|, and so out of log p."""
+
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det = super().transform(x)
+        return z, log_det - Logit(0.05)(x)[1]
+
+
+class Flat(MAF):
+    def log_prob(self, x: Tensor) -> Tensor:
+        return super().log_prob(x) - 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "claims"),
+    [
+        (Drifting, {"the flow can be undone"}),
+        (Unstretched, {"log |det| is the Jacobian's"}),
+        (Flat, {"log p(x) is the code's and log |det|"}),
+    ],
+)
+def test_a_flow_that_is_wrong(kind: type[MAF], claims: set[str]):
+    def build() -> MAF:
+        return kind(SHAPE, levels=2, layers=2, hidden=[8])
+
+    assert failed(build, Likelihood()) == claims
 
 
 class Unbounded(GAN):

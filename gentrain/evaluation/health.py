@@ -78,7 +78,7 @@ def examine(subject: Subject, seed: int, thorough: bool = False) -> list[Sign]:
     split = held_out if subject.split == "train" else subject.split
     model = subject.model
     with seeded(seed):
-        quick = isinstance(model, Decoder | LatentVariable)
+        quick = isinstance(model, Decoder | LatentVariable) and not isinstance(model, Density)
         wanted = quick or (thorough and not isinstance(model, Density))
         drawn = model.sample(EXAMPLES) if wanted and model.support != "tokens" else None
         patient = Patient(subject, split, drawn)

@@ -13,6 +13,9 @@ from gentrain.models.flows import BatchNormFlow, Bijection, Chain, Flatten, Flow
 from gentrain.models.layers import MaskedMLP, StandardNormal
 from gentrain.types import NonNegativeInt, PositiveFloat, PositiveInt, Shape
 
+WIDEST = 7.0
+"""What |log σ| of a component of the base stays below."""
+
 
 class MAF(Flow):
     """A chain of z_d = (x_d - μ_d(x_<d)) exp(-α_d(x_<d)), the order of the elements reversed from one to the next.
@@ -28,7 +31,7 @@ class MAF(Flow):
         layers: MADEs in a row.
         hidden: units of the layers of each MADE.
         components: Gaussians of each of the base's conditionals; 1 is N(0, I).
-        batch_norm: whether there is any.
+        batch_norm: whether there is any; None is for levels alone (see `BatchNormFlow`).
         logit: λ of y = logit(λ + (1 - 2λ) x), for levels.
 
     >>> flow = MAF((2,), hidden=[8])
@@ -44,10 +47,11 @@ class MAF(Flow):
         layers: NonNegativeInt = 5,
         hidden: Sequence[PositiveInt] = (100,),
         components: PositiveInt = 1,
-        batch_norm: bool = True,
+        batch_norm: bool | None = None,
         logit: PositiveFloat = 0.05,
     ):
         size = math.prod(shape)
+        batch_norm = levels is not None if batch_norm is None else batch_norm
         body: list[Bijection] = [Flatten(tuple(shape))]
         for i in range(layers):
             body += [BatchNormFlow((size,))] if batch_norm else []
@@ -83,7 +87,7 @@ class MixtureMADE(nn.Module):
         """log π, μ and log σ, (…, K) each, from the network's output (…, 3 K)."""
         raw = raw.to(next(self.parameters()).dtype)  # shorter within autocast
         weight, loc, log_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
-        return torch.log_softmax(weight, -1), loc, bounded(log_scale)
+        return torch.log_softmax(weight, -1), loc, bounded(log_scale, WIDEST)
 
 
 class AutoregressiveMixture(Distribution):

@@ -51,15 +51,16 @@ class RealNVP(Flow):
         blocks: residual blocks of each conv network.
         scales: of the image, each of half the side of the one before; None is as many as leave sides of at least 2, and
             3 at most.
-        batch_norm: whether there is any.
+        batch_norm: whether there is any; None is for levels alone (see `BatchNormFlow`).
         logit: λ of y = logit(λ + (1 - 2λ) x), for levels.
 
     Raises:
         UsageError: a single element, conv for what is no image, or sides that can't be halved so often.
 
     >>> flow = RealNVP((1, 8, 8), levels=17, channels=4)
-    >>> flow.support, flow.transform(torch.rand(3, 1, 8, 8))[0].shape, flow.sample(2).shape
-    ('unit', torch.Size([3, 64]), torch.Size([2, 1, 8, 8]))
+    >>> x = flow.sample(2)
+    >>> flow.support, x.shape, flow.codes(x).shape
+    ('unit', torch.Size([2, 1, 8, 8]), torch.Size([2, 64]))
     """
 
     def __init__(
@@ -70,15 +71,16 @@ class RealNVP(Flow):
         layers: PositiveInt = 6,
         hidden: Sequence[PositiveInt] = (64, 64),
         channels: PositiveInt | None = None,
-        blocks: PositiveInt = 2,
+        blocks: PositiveInt = 1,
         scales: PositiveInt | None = None,
-        batch_norm: bool = True,
+        batch_norm: bool | None = None,
         logit: PositiveFloat = 0.05,
     ):
         shape = tuple(shape)
         size = math.prod(shape)
         if size < 2:
             raise UsageError(f"model=realnvp couples elements with others, and one example here has shape {shape}")
+        batch_norm = levels is not None if batch_norm is None else batch_norm
         if network == "auto":
             network = "conv" if len(shape) == 3 else "mlp"
         if network == "conv":
