@@ -6,6 +6,7 @@ to save. Weight decay acts on parameters of two or more dimensions: weights, not
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -55,7 +56,8 @@ class Optim:
         lr: learning rate at factor 1.
         weight_decay: L2 penalty (decoupled for AdamW), on weights only.
         schedule, warmup, final: see `schedule_factor`.
-        parts: part name -> settings of this optimizer that differ there, e.g. {discriminator: {lr: 4e-4}}.
+        parts: part name -> settings of this optimizer that differ there, e.g. {discriminator: {lr: 4e-4}}; in a
+            name `*` stands for anything, as in {layer*: {lr: 1e-2}}.
     """
 
     lr: PositiveFloat
@@ -73,7 +75,7 @@ class Optim:
     def build(self, part: str, module: nn.Module) -> Optimizer:
         """The optimizer of one part, over its trainable parameters."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SHARED} | {"lr": self.lr}
-        own = (self.parts or {}).get(part, {})
+        own = self.of_part(part)
         hints = get_type_hints(type(self), include_extras=True)
         for key, value in own.items():
             valid = [*settings, "weight_decay"]
@@ -92,10 +94,21 @@ class Optim:
         ]
         return self._optimizer([group for group in groups if group["params"]], settings)
 
+    def of_part(self, part: str) -> dict[str, Any]:
+        """The settings that differ for a part; where several patterns fit it, a later one goes before an earlier.
+
+        >>> sgd = SGD(0.1, 0.0, "constant", 0.0, 0.0, {"layer*": {"lr": 1.0}, "layer3": {"lr": 0.01}}, 0.9, False)
+        >>> [sgd.of_part(part) for part in ("layer1", "layer3", "network")]
+        [{'lr': 1.0}, {'lr': 0.01}, {}]
+        """
+        fitting = [own for name, own in (self.parts or {}).items() if fnmatch.fnmatchcase(part, name)]
+        return {key: value for own in fitting for key, value in own.items()}
+
     def check_parts(self, parts: Iterable[str]) -> None:
         """Refuse settings for parts that the objective doesn't train."""
+        parts = list(parts)
         for name in self.parts or {}:
-            if name not in parts:
+            if not fnmatch.filter(parts, name):
                 raise UsageError(
                     f"optim.parts.{name}: this objective trains {', '.join(repr(p) for p in parts)}"
                     f"; choose another optimizer, e.g. optim=adam"

@@ -67,6 +67,8 @@ class Greedy(Objective):
         self.trained.fill_(i)
         with torch.no_grad():
             x = model.upward(batch.x, i)
+            if i == model.depth and isinstance(model, Unrolled):
+                model.observe(model.up(i, x))
         for update in self.inner(model.layer(i), batch._replace(x=x), min(position - i + 1, 1 - 1e-9)):
             metrics = {f"layer{i}/{name}": value for name, value in update.metrics.items()}
             yield replace(update, part=f"layer{i}", metrics=metrics)
