@@ -11,7 +11,14 @@ import pytest
 import torch
 from helpers import MODELS, bare_trainer, build, data_for, fit
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    AffineTransform,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
 
 import gentrain
 from gentrain import config
@@ -24,7 +31,7 @@ from gentrain.models.rbm import RBM
 from gentrain.tasks.sample import standard
 from gentrain.truth.models import misfits
 from gentrain.uses.codes import Arithmetic, Interpolate, Traverse, moments, slerp
-from gentrain.uses.completion import Complete, gibbs, missing
+from gentrain.uses.completion import Complete, Denoise, gibbs, missing
 from gentrain.uses.drawing import Prior
 
 
@@ -57,6 +64,14 @@ class Line(LatentVariable, Encodes):
 
     def codes(self, x: Tensor) -> Tensor:
         return self.encode(x).mean
+
+
+class Shifted(Line):
+    """With the prior N((3, -1), 4 I), as a transformed distribution, which has no mean of its own."""
+
+    @property
+    def prior(self) -> Distribution:
+        return TransformedDistribution(super().prior, AffineTransform(torch.tensor([3.0, -1.0]), 2.0))
 
 
 def line(std: float = 0.1) -> Line:
@@ -105,17 +120,13 @@ class TestCodes:
         assert torch.allclose(z[:, 1], torch.linspace(-2, 2, 7))
         assert torch.equal(z[:, 0], model.codes(subject.examples(limit=1))[0, 0].expand(7))
         spread = model.codes(subject.examples()).var(0)
+        shifted = Shifted(torch.eye(2), torch.zeros(2), 1.0)
+        z = Traverse(dims=[0], steps=3, span=2.0)(shifted, 64, lambda: subject).arrays["z"]
+        assert torch.allclose(z[:, 0], torch.tensor([-1.0, 3.0, 7.0]), atol=0.3)
         first = Traverse(steps=7)(model, 7, lambda: subject).arrays["dims"]
         assert first.tolist() == [int(spread.argmax())]  # the one in use most
 
     def test_the_moments_of_a_prior_without_formulas_are_those_of_its_draws(self):
-        class Shifted(Line):
-            @property
-            def prior(self) -> Distribution:
-                from torch.distributions import AffineTransform, TransformedDistribution
-
-                return TransformedDistribution(super().prior, AffineTransform(torch.tensor([3.0, -1.0]), 2.0))
-
         torch.manual_seed(0)
         mean, std = moments(Shifted(torch.eye(2), torch.zeros(2), 1.0))
         assert torch.allclose(mean, torch.tensor([3.0, -1.0]), atol=0.12) and torch.allclose(
@@ -195,6 +206,16 @@ class TestCompletion:
         assert torch.equal(rows[:, 0], x) and (rows[:, 1, :, :, 4:] == 0.5).all()
         assert torch.equal(rows[:, 2:, :, :, :4], x[:, None, :, :, :4].expand(4, 3, 1, 8, 4))
 
+    def test_what_is_denoised_is_the_corrupted_example(self):
+        subject = Subject(RBM((1, 8, 8), 4, 2), Pipeline(build("model=rbm").source, "binary", 10, 0))
+        with seeded(3):
+            drawn = Denoise("salt_and_pepper", level=0.5)(subject.model, 30, lambda: subject)
+        x, noisy, clean = drawn.x.view(10, 3, 1, 8, 8).unbind(1)
+        assert torch.equal(x, subject.examples(limit=10))
+        assert torch.equal(clean, subject.model.reconstruct(noisy))  # type: ignore[operator]
+        changed = (x != noisy).float().mean()  # half of the corrupted half fall on what was there
+        assert abs(changed - 0.25) < 5 * math.sqrt(0.25 * 0.75 / x.numel())
+
 
 USES = standard()
 
@@ -235,6 +256,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("kind=traverse kind.dims=[0,9]", "there is no 9; codes have 2 dimensions"),
         ("kind=arithmetic kind.source=11", "the label 11"),
         ("kind.label=3", "draws without labels"),
+        ("kind=denoise kind.level=2", "level=2 is the probability of mask: at most 1"),
         ("kind=interpolate kind.steps=1", "kind.steps=1"),
         ("kind._target_=os.system", "kind._target_=os.system"),
     ],

@@ -1,4 +1,4 @@
-"""Filling in what is missing of an example."""
+"""Filling in what is missing of an example, and taking off what was put on it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Completes, Generative, LatentVariable, given
-from gentrain.types import OpenFraction, PositiveInt
+from gentrain.models.base import Completes, Generative, LatentVariable, Reconstructs, given
+from gentrain.models.corruption import Corruption
+from gentrain.types import NonNegativeFloat, OpenFraction, PositiveInt
 from gentrain.uses.base import Data, Drawn, Use, batch
 
 
@@ -104,3 +105,33 @@ def gibbs(model: LatentVariable, x: Tensor, known: Tensor, sweeps: int, y: Tenso
         draw = model.decode(model.encode(x, **to).sample(), **to).sample()
         x = torch.where(known, x, draw.to(x))
     return x
+
+
+class Denoise(Use):
+    """Test examples, each followed by itself with noise on it and by what the model makes of that: one reconstruction.
+
+    Args:
+        noise: `mask` (to 0), `salt_and_pepper` (to 0 or 1) or `gaussian`.
+        level: the probability that an element is corrupted; of `gaussian` the noise's standard deviation.
+    """
+
+    needs = (Reconstructs,)
+    conditional = True
+
+    def __init__(self, noise: Literal["mask", "salt_and_pepper", "gaussian"] = "mask", level: NonNegativeFloat = 0.3):
+        self.corruption = Corruption(noise, level)
+
+    def unfit(self, model: Generative) -> str | None:
+        if model.support in ("levels", "tokens") and self.corruption.kind != "mask":
+            return f"models {model.support}, which can be masked and take no other noise; say kind.noise=mask"
+        return super().unfit(model)
+
+    def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
+        assert isinstance(model, Reconstructs)
+        self.corruption.require(model)
+        across = 3 if n >= 9 else 1  # threes in a row of the picture
+        shown = batch(data, max(1, n // (3 * across)) * across)
+        noisy = self.corruption(shown.x)
+        clean = model.reconstruct(noisy, **given(model, shown.y))
+        rows = torch.stack([t.float() for t in (shown.x, noisy, clean)], 1)
+        return Drawn(rows.flatten(0, 1), columns=3 * across)
