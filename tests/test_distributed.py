@@ -32,6 +32,8 @@ CASES = {
     "cd": ["model=rbm", "model.hidden=20", "objective=cd", "objective.k=2"],
     "pcd": ["model=rbm", "model.hidden=20", "objective=pcd", "objective.particles=10", "optim.schedule=constant"],
     "counting": ["model=factorial", "trainer.epochs=1"],
+    "em": ["model=bernoulli_mixture", "objective.batches=2"],
+    "reverse_kl": ["model=gaussian", "data=ring", "objective=reverse_kl", "optim.schedule=constant"],
     "tbptt": ["model=char_rnn", "model.hidden=16", "model.dropout=0.2", "data=pydoc", "data.length=20"],
 }
 
