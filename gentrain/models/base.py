@@ -62,6 +62,14 @@ class Autoregressive(Density):
         """
 
 
+class OrderAgnostic(Density):
+    """Knows every element's conditional given any set of the others, and so a p(x) for each order (Uria et al. 2014)."""
+
+    @abstractmethod
+    def log_conditionals(self, x: Tensor, known: Tensor) -> Tensor:
+        """log p(x_d | x where `known`) in nats for every element d, (B, *shape); `known` is (B, *shape), of bools."""
+
+
 class Conditional(ABC):
     """p(x | y) for a label y: what the model's other base classes promise takes y (B,) as a further keyword argument.
 
