@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -72,6 +74,45 @@ def choose_likelihood(name: str, shape: tuple[int, ...], levels: int | None, com
     return likelihoods.choose(name, shape, levels)
 
 
+def log_prob(likelihood: Likelihood, parameters: Tensor, x: Tensor) -> Tensor:
+    """log p(x), (B,), from the parameters of its conditionals (B, D, P), output biases included."""
+    raw = parameters.transpose(1, 2).unflatten(2, likelihood.shape)
+    return likelihood.independent(likelihood.elements(raw)).log_prob(x)
+
+
+def nothing_known(model: Autoregressive, n: int) -> tuple[Tensor, Tensor]:
+    """`x` and `known` of n examples of which nothing is known, as `complete` takes them."""
+    dtype = torch.int64 if model.support == "levels" else torch.float32
+    x = torch.zeros(n, *model.shape, dtype=dtype, device=model.device)
+    return x, torch.zeros_like(x, dtype=torch.bool)
+
+
+@torch.no_grad()
+def draw(
+    likelihood: Likelihood,
+    x: Tensor,
+    known: Tensor,
+    order: Tensor,
+    raw_at: Callable[[int], Tensor],
+    feed: Callable[[int, Tensor], None],
+) -> Tensor:
+    """x (B, *shape) where `known`; elsewhere drawn element by element, each given all those before it in its order.
+
+    Args:
+        order: of each example's elements, (B, D).
+        raw_at: parameters (B, P) of the elements at place i, without output biases, given what was fed.
+        feed: takes the elements at place i, (B,), as network input, once they are known or drawn.
+    """
+    drawn, known = x.flatten(1).clone(), known.flatten(1)
+    bias = likelihood.bias.view(likelihood.per_element, -1)
+    for i, d in enumerate(order.t()[:, :, None]):
+        elements = likelihood.elements((raw_at(i) + bias[:, d[:, 0]].t())[..., None])
+        value = torch.where(known.gather(1, d), drawn.gather(1, d), elements.sample().to(drawn.dtype))
+        drawn.scatter_(1, d, value)
+        feed(i, likelihood.network_input(value[:, 0]))
+    return drawn.view_as(x)
+
+
 class Ancestral(Autoregressive, Completes, StartsFromMean):
     """p(x) = Π_i p(x_o(i) | x_o(<i)), each factor an element of `likelihood`; sampled element by element.
 
@@ -124,14 +165,11 @@ class Ancestral(Autoregressive, Completes, StartsFromMean):
         return self.raw(u)[:, self.order.argsort()] + bias
 
     def log_prob(self, x: Tensor) -> Tensor:
-        raw = self.conditionals(x).transpose(1, 2).unflatten(2, self.shape)
-        return self.likelihood.independent(self.likelihood.elements(raw)).log_prob(x)
+        return log_prob(self.likelihood, self.conditionals(x), x)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        dtype = torch.int64 if self.support == "levels" else torch.float32
-        nothing = torch.zeros(n, *self.shape, dtype=dtype, device=self.device)
-        return self.complete(nothing, torch.zeros_like(nothing, dtype=torch.bool))
+        return self.complete(*nothing_known(self, n))
 
     @torch.no_grad()
     def complete(self, x: Tensor, known: Tensor) -> Tensor:
@@ -140,14 +178,8 @@ class Ancestral(Autoregressive, Completes, StartsFromMean):
         That is a draw from p(missing | known) where the known elements come first in the order; where some come later,
         what is drawn before them knows nothing of them.
         """
-        drawn, known, state = x.flatten(1).clone(), known.flatten(1), self.start(len(x))
-        bias = self.likelihood.bias.view(-1, self.size)
-        for i, d in enumerate(self.order.tolist()):
-            elements = self.likelihood.elements((self.raw_at(state, i) + bias[:, d])[..., None])
-            value = torch.where(known[:, d], drawn[:, d], elements.sample()[:, 0].to(drawn.dtype))
-            drawn[:, d] = value
-            self.feed(state, i, self.likelihood.network_input(value))
-        return drawn.view_as(x)
+        state, order = self.start(len(x)), self.order.expand(len(x), -1)
+        return draw(self.likelihood, x, known, order, partial(self.raw_at, state), partial(self.feed, state))
 
     def start_from_mean(self, mean: Tensor) -> None:
         self.likelihood.start_from_mean(mean)
