@@ -104,6 +104,22 @@ def classes(points: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     return _render(figure)
 
 
+def codes_map(codes: np.ndarray, drawn: np.ndarray, labels: np.ndarray | None, images: np.ndarray) -> np.ndarray:
+    """Codes (N, 2), coloured by labels (N,), at most N draws (M, 2) as crosses, and `images` beside them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    drawn = drawn[: len(codes)]
+    left.scatter(drawn[:, 0], drawn[:, 1], s=12, linewidths=0.6, c="black", marker="x", alpha=0.6, label="prior")
+    left.scatter(codes[:, 0], codes[:, 1], s=10, alpha=0.7, c=labels, cmap="tab10", label="codes of data")
+    left.legend(loc="upper right", fontsize=8)
+    right.imshow(images)
+    right.set_title("decoded draws, from the nearest to a code to the farthest", fontsize=9)
+    right.set_axis_off()
+    return _render(figure)
+
+
 def curves(series: Mapping[str, Sequence[tuple[int, float]]]) -> np.ndarray:
     """One small plot per named series of (step, value), as (H, W, 3) bytes."""
     from matplotlib.figure import Figure

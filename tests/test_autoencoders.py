@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
+from gentrain.evaluation.estimator import Finding, Subject, seeded
+from gentrain.evaluation.holes import CodesMap
 from gentrain.models.autoencoder import Autoencoder, FittedGaussian
 from gentrain.models.corruption import Corruption
 from gentrain.models.gdae import GDAE
@@ -371,6 +373,48 @@ def test_walkback_averages_the_losses_on_the_models_own_way() -> None:
     torch.testing.assert_close(update.loss, torch.stack(losses).mean())
     torch.testing.assert_close(update.metrics["first"], losses[0].detach())
     torch.testing.assert_close(update.metrics["last"], losses[2].detach())
+
+
+# --- holes ------------------------------------------------------------------------------------------------------------
+
+
+def copying_points() -> tuple[Autoencoder, Subject]:
+    """The identity as an autoencoder of a ring of eight clusters: codes are the points, and the ring has a hole."""
+    made = build("model=autoencoder", "data=ring", "model.latent_dim=2", "model.hidden=[]", "model.activation=linear")
+    model = made.model
+    assert isinstance(model, Autoencoder)
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            p.copy_(torch.eye(2) if "weight" in key else torch.zeros_like(p))
+    model.observe(model.codes(made.pipeline.batch(0).x))
+    return model, Subject(model, made.pipeline)
+
+
+def test_the_share_of_holes_is_that_of_plain_distances() -> None:
+    model, subject = copying_points()
+    known, judged = (subject.examples(split, 2000 if split == "train" else None) for split in ("train", "test"))
+    with seeded(3):
+        (found,) = CodesMap(train=2000, draws=700)(subject)
+    with seeded(3):
+        drawn = torch.cat([model.prior.sample(torch.Size([n])) for n in (500, 200)])
+    bound = np.quantile(np.linalg.norm(judged[:, None] - known[None], axis=-1).min(1), 0.95)
+    share = (np.linalg.norm(drawn[:, None] - known[None], axis=-1).min(1) > bound).mean()
+    assert isinstance(found, Finding) and found.value == pytest.approx(share, abs=2 / 700) and found.n == 700
+    assert found.value > 0.5, "a Gaussian over a ring draws from its hole"
+
+
+def test_a_prior_that_is_the_codes_own_distribution_has_no_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, subject = copying_points()
+    others = subject.examples("train")[3000:5000]
+
+    class Own:
+        def sample(self, shape: torch.Size) -> Tensor:
+            return others[torch.randint(len(others), shape)]
+
+    monkeypatch.setattr(Autoencoder, "prior", property(lambda self: Own()))
+    with seeded(0):
+        (found,) = CodesMap(train=3000, draws=2000)(subject)
+    assert isinstance(found, Finding) and abs(found.value - 0.05) < 0.03
 
 
 # --- refusals, and what is seen of it ---------------------------------------------------------------------------------
