@@ -122,6 +122,13 @@ def test_tiny_shakespeare_is_split_as_nanogpt_splits_it() -> None:
     assert set(source.vocabulary.characters) == set(content) | {"\ufffd"}
 
 
+def test_the_test_part_begins_at_nine_tenths_rounded_down(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("a" * 904 + "b" * 101)
+    source = text(str(tmp_path / "book.txt"), length=1, validation=0)
+    assert source.spec.sizes == {"train": 904, "test": 101}
+    assert source.vocabulary is not None and source.vocabulary.characters == "a\ufffd"
+
+
 def test_a_text_is_found_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shelf").mkdir()
     (tmp_path / "shelf" / "book.txt").write_text("abc " * 100)
@@ -132,9 +139,9 @@ def test_a_text_is_found_under_the_root(tmp_path: Path, monkeypatch: pytest.Monk
         text("shelf/none.txt")
 
 
-def test_a_vocabulary_of_any_characters_comes_back_out_of_the_configuration(tmp_path: Path) -> None:
-    strange = "${x}\"\\'\n\t#:{[%é字\x85\u2028\U0001f600"
-    (tmp_path / "strange.txt").write_text(strange * 30, encoding="utf-8")
+@pytest.mark.parametrize("strange", ["${x}\"\\'\n\t#:{[%é字\x85\u2028\U0001f600", "${é}"])
+def test_a_vocabulary_of_any_characters_comes_back_out_of_the_configuration(strange: str, tmp_path: Path) -> None:
+    (tmp_path / "strange.txt").write_text(strange * 100, encoding="utf-8")
     made = gentrain.train([
         "model=char_rnn", "model.hidden=4", "data=text", f"data.path={tmp_path}/strange.txt", "data.length=8",
         "data.batch_size=4", "trainer.steps=2", "device=cpu", f"output={tmp_path}/out",
