@@ -34,7 +34,7 @@ def make(kind: str, shape: Shape, levels: int = 2, seed: int = 0, **settings: An
     model = PixelCNN(shape, levels, **small) if kind == "plain" else GatedPixelCNN(shape, levels, **small)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.mul_(2).add_(torch.randn_like(p), alpha=0.5 if "bias" in name or "label" in name else 0.1)
+            p.mul_(2).add_(torch.randn_like(p), alpha=1.5 if "label" in name else 0.5 if "bias" in name else 0.1)
     return model.eval()
 
 
@@ -69,7 +69,7 @@ def test_probabilities_sum_to_one_and_samples_follow_them(kind: str, shape: Shap
 
 
 @pytest.mark.parametrize("kind", ["plain", "gated"])
-@pytest.mark.parametrize(("shape", "levels"), SPACES[2:])
+@pytest.mark.parametrize(("shape", "levels"), [*SPACES[2:], ((2, 2, 2), 3)])
 def test_conditionals_are_those_of_the_joint_distribution(kind: str, shape: Shape, levels: int):
     model, space = make(kind, shape, levels), space_of(shape, levels)
     joint = table(model, space)
@@ -240,8 +240,20 @@ def test_without_labels_the_density_is_the_even_mixture():
     assert statistic < allowed, words
 
 
+def test_a_label_reaches_both_stacks_of_every_layer():
+    model = make("conditional", (1, 4, 4))
+    x, y = torch.rand(30, 1, 4, 4).round(), torch.arange(30) % 3
+    model.log_prob(x, y=y).sum().backward()
+    assert isinstance(model, GatedPixelCNN)
+    for layer in model.gated_layers():
+        assert layer.label is not None and layer.label.weight.grad is not None
+        assert (layer.label.weight.grad != 0).all()
+
+
 @every_kind
-@pytest.mark.parametrize(("shape", "levels", "first"), [((1, 3, 4), 2, 5), ((1, 2, 3), 3, 3), ((3, 2, 2), 2, 6)])
+@pytest.mark.parametrize(
+    ("shape", "levels", "first"), [((1, 3, 4), 2, 5), ((1, 3, 3), 2, 1), ((1, 2, 3), 3, 3), ((3, 2, 2), 2, 6)]
+)
 def test_completion_follows_the_exact_conditional(kind: str, shape: Shape, levels: int, first: int):
     """The first elements known, in raster order: against p(x) of all states that agree with them."""
     model, space = make(kind, shape, levels), space_of(shape, levels)
