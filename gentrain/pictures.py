@@ -159,10 +159,13 @@ def _render(figure: Any) -> np.ndarray:
 def draw(model: Generative, n: int, seed: int) -> Tensor:
     """n examples from fixed noise: the same `seed` gives the same noise at every step of training.
 
-    Of a latent-variable model of images the *mean* of p(x|z) is shown, as is the custom: one pixel-wise draw from it
-    would add noise that says nothing about the model. Everything else is shown as sampled.
+    Of a latent-variable model of images the *mean* of p(x|z) is shown, and of a denoising chain that of its last step,
+    as is the custom: one pixel-wise draw from it would add noise that says nothing about the model. Everything else is
+    shown as sampled.
     """
     with own_randomness(seed):
+        if isinstance(model, DenoisingChain) and is_image(model.shape):
+            return model.means(n)
         if isinstance(model, LatentVariable) and is_image(model.shape):
             return model.decode(model.prior.sample(torch.Size([n])).to(model.device), **evenly(model, n)).mean
         return model.sample(n)

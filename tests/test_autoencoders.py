@@ -335,6 +335,19 @@ def best_chain(level: float, steps: int) -> tuple[Tensor, Tensor]:
     return marginals, stationary(C @ P)
 
 
+def test_means_are_expectations_of_the_last_step() -> None:
+    model = chain()
+    before = torch.full((8,), 1 / 8, dtype=torch.float64) @ torch.matrix_power(transition(model, 0.4), 2)
+    model.burn_in = 3
+    torch.manual_seed(0)
+    means = model.means(20_000).double()
+    wanted = before @ transition(model, 0.4) @ BITS.double()
+    assert ((means.mean(0) - wanted).abs() < 6 * means.std(0) / math.sqrt(20_000)).all()
+    with torch.no_grad():
+        possible = model.denoise(BITS).mean.double()
+    assert torch.cdist(means, possible).min(1).values.max() < 1e-6, "each is E[x | x̃] of one of the eight x̃"
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_trained_chain_comes_to_the_best_that_independent_bits_allow(steps: int) -> None:
     level = 0.2

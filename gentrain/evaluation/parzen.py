@@ -17,6 +17,7 @@ from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
 from gentrain.evaluation.features import representation, samples, unit
 from gentrain.models.base import Generative, LatentVariable, evenly
+from gentrain.models.gdae import DenoisingChain
 from gentrain.types import PositiveFloat, PositiveInt
 
 DRAWN = 500  # codes decoded at a time
@@ -62,7 +63,8 @@ class Parzen(Estimator):
 
     Args:
         samples: M, of the model, the centres.
-        centres: `draws` of the model, or `means` E[x | z] of a latent-variable model at draws of z.
+        centres: `draws` of the model, or `means`: E[x | z] of a latent-variable model at draws of z, E[x | x̃] of a
+            denoising chain at its last step.
         sigmas: the grid; null is 0.10, 0.11 … 0.50 for images (grey ones need 0.1 to 0.3, bits more), and 31 values
             from 0.01 to 10 in equal ratios for points, whose scale is theirs.
         validation: examples that choose σ, at most.
@@ -82,8 +84,8 @@ class Parzen(Estimator):
     def unfit(self, subject: Subject) -> str | None:
         if subject.model.support == "tokens":
             return "models tokens, between which there are no distances"
-        if self.centres == "means" and not isinstance(subject.model, LatentVariable):
-            return "is no LatentVariable, and only those have means: use centres=draws"
+        if self.centres == "means" and not isinstance(subject.model, LatentVariable | DenoisingChain):
+            return "is no LatentVariable or DenoisingChain, and only those have means: use centres=draws"
         if not subject.spec.sizes.get("validation"):
             return f"needs a validation split to choose its bandwidth, and data={subject.spec.name} has none here"
         return super().unfit(subject)
@@ -110,12 +112,15 @@ class Parzen(Estimator):
         yield Finding("log_likelihood", "parzen", mean, error, "nats", subject.size(), settings)
 
     def means(self, subject: Subject) -> Iterator[Tensor]:
-        """E[x | z], z ~ prior, (samples, *shape) in parts."""
+        """E[x | z], z ~ prior, or E[x | x̃] of a chain, (samples, *shape) in parts."""
         model: Generative = subject.model
-        assert isinstance(model, LatentVariable)
         for start in subject.track(range(0, self.samples, DRAWN), math.ceil(self.samples / DRAWN), "means"):
-            z = model.prior.sample(torch.Size([min(DRAWN, self.samples - start)]))
-            mean = model.decode(z, **evenly(model, len(z))).mean
+            n = min(DRAWN, self.samples - start)
+            if isinstance(model, LatentVariable):
+                mean = model.decode(model.prior.sample(torch.Size([n])), **evenly(model, n)).mean
+            else:
+                assert isinstance(model, DenoisingChain)
+                mean = model.means(n)
             if not bool(torch.isfinite(mean).all()):
                 raise GentrainError(
                     f"means of {type(model).__name__}: some are NaN or infinite; the model has diverged"

@@ -39,6 +39,10 @@ class DenoisingChain(Generative):
     def draw(self, p: Distribution) -> Tensor:
         """x ~ P(x | x̃), (B, *shape), by the draws of `gentrain.noise`."""
 
+    @abstractmethod
+    def means(self, n: int) -> Tensor:
+        """E[x | x̃] at the last step of n independent chains, (n, *shape)."""
+
 
 class GDAE(DenoisingChain, Codes, Reconstructs, StartsFromMean):
     """A generalised denoising autoencoder: x̃ ~ C(x̃ | x), x ~ P_θ(x | x̃), again and again (Bengio et al. 2013,
@@ -106,6 +110,10 @@ class GDAE(DenoisingChain, Codes, Reconstructs, StartsFromMean):
         for _ in range(self.burn_in if burn_in is None else burn_in):
             x = self.draw(self.denoise(self.corrupt(x)))
         return x
+
+    @torch.no_grad()
+    def means(self, n: int) -> Tensor:
+        return self.denoise(self.corrupt(self.sample(n, max(0, self.burn_in - 1)))).mean
 
     def codes(self, x: Tensor) -> Tensor:
         return self.encoder(x)
