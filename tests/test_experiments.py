@@ -167,6 +167,10 @@ SMALLER: dict[str, list[str]] = {
     "gan_mnist_parzen": ["evaluate.metric.parzen.samples=50", "model.hidden=[8]", "model.discriminator_hidden=[8]"],
     "char_rnn_shakespeare": ["model.hidden=8", "+evaluate.n=50"],
     "dcgan_mnist": ["evaluate.metric.modes.n_fake=50", "model.channels=2"],
+    "pixel_rnn_mnist": ["model.hidden=4", "+evaluate.n=50"],
+    "pixel_rnn_mnist_short": ["model.hidden=4", "+evaluate.n=50"],
+    "pixel_cnn_pp_mnist": ["model.channels=4", "model.blocks=1", "+evaluate.n=50"],
+    "pixel_cnn_pp_cifar10": ["model.channels=4", "model.blocks=1", "+evaluate.n=50"],
     "bernoulli_mixture_mnist": ["model.components=10"],
 }
 """What makes an experiment's evaluation small; kinds and protocols stay."""
