@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gentrain.device import own_randomness
 from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs, evenly, given
+from gentrain.models.gdae import DenoisingChain
 
 
 def to_unit(x: Tensor, support: str, levels: int | None) -> Tensor:

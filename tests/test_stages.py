@@ -95,6 +95,11 @@ def test_a_stage_that_was_resumed_does_not_begin_again() -> None:
     other.load_state_dict(objective.state_dict())
     list(other(model, x, 0.7))
     assert spies[1].begun == 0 and int(spies[1].count) == 2
+    earlier, _ = staged(0.5, 0.5)
+    list(earlier(model, x, 0.2))
+    other.load_state_dict(earlier.state_dict())
+    list(other(model, x, 0.7))
+    assert spies[1].begun == 1, "the state that was loaded had not got there"
 
 
 @pytest.mark.parametrize(
