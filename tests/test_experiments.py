@@ -172,6 +172,12 @@ SMALLER: dict[str, list[str]] = {
     "pixel_cnn_pp_mnist": ["model.channels=4", "model.blocks=1", "+evaluate.n=50"],
     "pixel_cnn_pp_cifar10": ["model.channels=4", "model.blocks=1", "+evaluate.n=50"],
     "bernoulli_mixture_mnist": ["model.components=10"],
+    "nade500_mnist": ["model.hidden=8", "+evaluate.n=50"],
+    **{name: ["model.hidden=[8, 8]", "model.masks=2"] for name in ("made_mnist_short", "made2x8000_mnist")},
+    **{
+        name: ["model.hidden=[8, 8]", "model.orderings=2", "+evaluate.n=50"]
+        for name in ("eonade_mnist", "eonade128_mnist")
+    },
 }
 """What makes an experiment's evaluation small; kinds and protocols stay."""
 
