@@ -20,19 +20,22 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-Schedule = Literal["constant", "linear", "cosine", "step"]
+Schedule = Literal["constant", "linear", "cosine", "step", "stages"]
 
 
 def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float = 0.0) -> float:
     """The multiple of the base learning rate at progress t.
 
     After a linear rise over the first `warmup` of training, u in [0, 1) runs over the rest:
-    constant 1; linear 1 - (1 - final) u; cosine final + (1 - final)(1 + cos πu)/2; step 0.1^⌊3u⌋ (two drops by ten).
+    constant 1; linear 1 - (1 - final) u; cosine final + (1 - final)(1 + cos πu)/2; step 0.1^⌊3u⌋ (two drops by ten); stages 10^(-i/7) in eight stages i, each three times as long as the one before
+    (Burda et al. 2016).
 
     >>> [schedule_factor("linear", t) for t in (0.0, 0.5)]
     [1.0, 0.5]
     >>> round(schedule_factor("cosine", 0.5, final=0.2), 6)
     0.6
+    >>> [round(schedule_factor("stages", epoch / 3280), 3) for epoch in (0, 0.9, 1.1, 3.9, 4.1, 1093.1, 3279)]
+    [1.0, 1.0, 0.72, 0.72, 0.518, 0.1, 0.1]
     >>> schedule_factor("constant", 0.05, warmup=0.1)
     0.5
     """
@@ -45,6 +48,8 @@ def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float =
         return 1 - (1 - final) * u
     if schedule == "cosine":
         return final + (1 - final) * (1 + math.cos(math.pi * u)) / 2
+    if schedule == "stages":
+        return 10 ** (-math.floor(math.log(1 + u * (3**8 - 1), 3)) / 7)
     return 0.1 ** math.floor(3 * u)
 
 
