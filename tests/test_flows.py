@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 import pytest
 import torch
-from helpers import build
+from helpers import SMALL, build
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
+from gentrain import config
+from gentrain import device as devices
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Split, make_source
 from gentrain.errors import UsageError
@@ -36,6 +39,8 @@ from gentrain.models.flows import (
 from gentrain.models.layers import MaskedMLP
 from gentrain.models.maf import MAF, MixtureMADE
 from gentrain.models.realnvp import RealNVP, ResNet
+from gentrain.settings import DeviceSettings
+from gentrain.tasks.assemble import assemble
 from gentrain.tasks.check import check
 from gentrain.truth.spaces import around, follow, grid, over
 
@@ -159,8 +164,12 @@ def test_batch_normalisation_takes_the_batch_in_training_and_averages_in_eval():
     torch.testing.assert_close(log_det, (9 * (layer.log_scale - 0.5 * (variances + 1e-3).log()).sum()).expand(50))
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
     x = torch.randn(4, 2, 3, 3, requires_grad=True)
-    layer.train()(x)[0][0].sum().backward()
-    assert x.grad is not None and bool((x.grad[1] != 0).any()), "gradients go through the statistics"
+    z, log_det = layer.train()(x)
+    found = torch.autograd.grad(z[0].sum() + 3 * log_det[0], x)[0]
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    gain = layer.log_scale.exp().view(1, 2, 1, 1) / (variance + 1e-3).sqrt()
+    by_hand = (gain * (x - mean))[0].sum() - 3 * 9 * 0.5 * (variance + 1e-3).log().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(by_hand, x)[0])  # through the statistics too
     with pytest.raises(UsageError, match=r"data.batch_size=1"):
         BatchNormFlow((2,))(torch.zeros(1, 2))
 
@@ -364,8 +373,9 @@ def test_logit_space_is_for_dequantized_levels():
 def test_a_model_gets_the_noise_it_needs_and_the_configuration_says_so(
     words: list[str], dequantized: bool, protocol: str
 ):
-    made = build(*words)
-    assert made.plain["data"]["dequantize"] is dequantized
+    cfg = config.compose("train", [*SMALL, *words])
+    made = assemble(cfg, devices.setup(DeviceSettings(**config.check(cfg)["device"])))
+    assert made.plain["data"]["dequantize"] is dequantized and cfg.data.dequantize is dequantized
     assert made.pipeline.protocol == protocol
 
 
@@ -394,6 +404,18 @@ def test_a_density_of_bare_levels_is_refused():
 def test_what_a_flow_can_not_split_is_said(make: Callable[[], Flow], said: str):
     with pytest.raises(UsageError, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [(RealNVP((5,)), 6), (RealNVP((1, 8, 8), levels=4, channels=4), 6 + 6 + 4),
+     (RealNVP((3, 4, 4), levels=4, channels=4, layers=5, scales=2), 5 + 4)],
+)  # fmt: skip
+def test_couplings_of_a_row_keep_what_the_one_before_changed(model: RealNVP, count: int):
+    masks = [m.mask for m in model.modules() if isinstance(m, Coupling)]
+    assert len(masks) == count and all(bool(m.any()) and not bool(m.all()) for m in masks)
+    for before, mask in pairwise(masks):  # of one row where the shape stays
+        assert before.shape != mask.shape or torch.equal(mask, ~before)
 
 
 def test_scales_follow_the_sides():

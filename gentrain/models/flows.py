@@ -122,9 +122,9 @@ def alternating(shape: tuple[int, ...], parity: int) -> Tensor:
 
 
 def channel_halves(shape: tuple[int, ...], parity: int) -> Tensor:
-    """The first (parity 0) or the second half of the channels of an image, (C, H, W)."""
+    """The first (even parity) or the second half of the channels of an image, (C, H, W)."""
     first = torch.arange(shape[0]) < (shape[0] + 1) // 2
-    return (first if parity == 0 else ~first).view(-1, 1, 1).expand(shape).clone()
+    return (first if parity % 2 == 0 else ~first).view(-1, 1, 1).expand(shape).clone()
 
 
 # --- autoregressive layers --------------------------------------------------------------------------------------------
