@@ -275,7 +275,7 @@ GIVEN = torch.tensor([0.3, 0.02, 0.05, 0.08, 0.05, 0.2, 0.05, 0.25], dtype=torch
 
 def chain(level: float = 0.4, kind="salt_and_pepper") -> GDAE:
     torch.manual_seed(0)
-    model = GDAE((3,), levels=2, hidden=[30], corruption=kind, level=level, burn_in=60)
+    model = GDAE((3,), levels=2, hidden=[30], activation="tanh", corruption=kind, level=level, burn_in=60)
     with torch.no_grad():
         for p in model.parameters():
             p += 0.5 * torch.randn_like(p)

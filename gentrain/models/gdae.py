@@ -74,10 +74,10 @@ class GDAE(DenoisingChain, Codes, Reconstructs, StartsFromMean):
         self,
         shape: Shape,
         levels: PositiveInt | None = None,
-        hidden: Sequence[PositiveInt] = (1000,),
-        activation: Literal["relu", "tanh", "sigmoid", "linear"] = "tanh",
+        hidden: Sequence[PositiveInt] = (500,),
+        activation: Literal["relu", "tanh", "sigmoid", "linear"] = "relu",
         corruption: Literal["mask", "salt_and_pepper", "gaussian"] = "salt_and_pepper",
-        level: NonNegativeFloat = 0.4,
+        level: NonNegativeFloat = 0.1,
         burn_in: NonNegativeInt = 100,
     ):
         super().__init__()

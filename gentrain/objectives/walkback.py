@@ -31,7 +31,7 @@ class Walkback(Objective):
     needs = DenoisingChain
     kind = "denoising"
 
-    def __init__(self, steps: PositiveInt = 5):
+    def __init__(self, steps: PositiveInt = 3):
         super().__init__()
         self.steps = steps
 
