@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -250,11 +251,25 @@ def _processes() -> int:
 
 def _over_processes(value: Tensor) -> Tensor:
     """The mean over the processes that share a batch, with gradients."""
-    if _processes() == 1:
-        return value
-    from torch.distributed.nn.functional import all_reduce
+    return value if _processes() == 1 else cast(Tensor, _MeanOverProcesses.apply(value))
 
-    return all_reduce(value) / _processes()
+
+class _MeanOverProcesses(torch.autograd.Function):
+    """Each process has a loss of its own, and gradients of parameters are averaged: so is what comes back here."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _averaged(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _averaged(gradients[0])
+
+
+def _averaged(value: Tensor) -> Tensor:
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / _processes()
 
 
 class Logit(Bijection):
