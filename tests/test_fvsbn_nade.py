@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -10,14 +11,21 @@ import torch
 from helpers import build
 from torch import Tensor
 from torch.distributions import Categorical, Normal
+from torch.nn.functional import linear
 
+from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models import nade
 from gentrain.models.autoregressive import Ancestral
 from gentrain.models.fvsbn import FVSBN
 from gentrain.models.nade import NADE
+from gentrain.objectives.likelihood import Likelihood
+from gentrain.optim import Adam
+from gentrain.truth.base import prove
+from gentrain.truth.objectives import case_of
 from gentrain.truth.spaces import critical, discrete, follow
 
+ADAM = Adam(1e-2, 0.0, "constant", 0.0, 0.0, None, (0.9, 0.999), 1e-8)
 BITS = (1, 3, 3)
 M = TypeVar("M", bound=Ancestral)
 
@@ -218,6 +226,44 @@ def test_training_starts_at_the_mean(name: str):
     raw = model.conditionals(examples(model, 2, 2)).transpose(1, 2).unflatten(2, model.shape)
     tolerance = 0.15 if name == "nade-logistic" else 1e-3 * high  # whose location is the mean before its tails are cut
     torch.testing.assert_close(model.likelihood(torch.zeros_like(raw)).mean[0].detach(), mean, atol=tolerance, rtol=0)
+
+
+class SeesItself(FVSBN):
+    def raw(self, u: Tensor) -> Tensor:
+        return linear(u, self.weight.tril())[..., None]
+
+
+class SeesASign(FVSBN):
+    """Of the next element, without a gradient."""
+
+    def raw(self, u: Tensor) -> Tensor:
+        return super().raw(u) + 0.1 * (u.roll(-1, 1) > 0.5)[..., None]
+
+
+class LeaksAGradient(FVSBN):
+    """Its values are right."""
+
+    def raw(self, u: Tensor) -> Tensor:
+        return super().raw(u) + (u - u.detach()).roll(-1, 1)[..., None]
+
+
+class LosesAnElement(FVSBN):
+    @property
+    def order(self) -> Tensor:
+        return self.ordering.clamp(min=1)
+
+
+@pytest.mark.parametrize("fault", [SeesItself, SeesASign, LeaksAGradient, LosesAnElement])
+def test_a_planted_fault_of_causality_is_found(fault: type[FVSBN]):
+    torch.manual_seed(0)
+    batches = [Batch(torch.rand(32, *BITS).round()) for _ in range(8)]
+    claim = "conditionals are strictly causal"
+    for kind, held in ((FVSBN, True), (fault, False)):
+        build_one = partial(kind, BITS, 2, "random")
+        model = kind(BITS, 2) if kind is LosesAnElement else build_one()
+        case = case_of(model, Likelihood(), ADAM, batches, build_one, 2)
+        (found,) = prove(case, {claim})
+        assert found.held is held, found.words
 
 
 def test_a_random_order_follows_the_seed_and_the_file():

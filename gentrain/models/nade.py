@@ -63,9 +63,9 @@ class NADE(Ancestral, Filters):
         super().__init__(shape, chosen, ordering(order, size))
         self.activation = activation
         # in the order, as V is: place by place
-        self.weight = nn.Parameter(torch.randn(size, hidden) * 0.01)
+        self.weight = nn.Parameter(torch.randn(size, hidden) * 0.05)
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
-        self.output_weight = nn.Parameter(torch.randn(size, chosen.per_element, hidden) * 0.01)
+        self.output_weight = nn.Parameter(torch.randn(size, chosen.per_element, hidden) * 0.05)
 
     def raw(self, u: Tensor) -> Tensor:
         with torch.autocast(u.device.type, enabled=False):  # sums over hundreds of places need float32
