@@ -27,8 +27,8 @@ def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float =
     """The multiple of the base learning rate at progress t.
 
     After a linear rise over the first `warmup` of training, u in [0, 1) runs over the rest:
-    constant 1; linear 1 - (1 - final) u; cosine final + (1 - final)(1 + cos πu)/2; step 0.1^⌊3u⌋ (two drops by ten); stages 10^(-i/7) in eight stages i, each three times as long as the one before
-    (Burda et al. 2016).
+    constant 1; linear 1 - (1 - final) u; cosine final + (1 - final)(1 + cos πu)/2; step 0.1^⌊3u⌋ (two drops by ten);
+    stages 10^(-i/7) in eight stages i, each three times as long as the one before (Burda et al. 2016).
 
     >>> [schedule_factor("linear", t) for t in (0.0, 0.5)]
     [1.0, 0.5]

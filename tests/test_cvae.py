@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -48,13 +49,13 @@ def layered() -> LatentVariable:
     return shaken(HierarchicalVAE((1, 2, 2), levels=2, latent_dim=(1, 1), hidden=[6], upper_hidden=[6]))
 
 
-def flowing(posterior: str = "flow", prior: str = "gaussian") -> LatentVariable:
+Form = Literal["gaussian", "flow"]
+
+
+def flowing(posterior: Form = "flow", prior: Form = "gaussian") -> LatentVariable:
     torch.manual_seed(0)
-    return shaken(
-        FlowVAE(
-            (1, 2, 2), levels=2, latent_dim=2, hidden=[6], posterior=posterior, prior=prior, flows=2, flow_hidden=[6]
-        )  # type: ignore[arg-type]
-    )
+    sizes = {"latent_dim": 2, "hidden": [6], "flows": 2, "flow_hidden": [6]}
+    return shaken(FlowVAE((1, 2, 2), levels=2, posterior=posterior, prior=prior, **sizes))
 
 
 MODELS: dict[str, Callable[[], LatentVariable]] = {

@@ -120,7 +120,9 @@ def test_weights_beyond_the_range_of_floats_keep_their_bound() -> None:
 
 
 class Linear(LatentVariable):
-    """x = W z + b + ε, of which everything is known: x ~ N(b, W Wᵀ + σ² I)."""
+    """x = W z + ε, of which everything is known: x ~ N(0, W Wᵀ + σ² I)."""
+
+    zero: Tensor
 
     def __init__(self, q: type) -> None:
         super().__init__()
@@ -188,7 +190,9 @@ def test_a_kl_that_torch_knows_is_taken_in_closed_form() -> None:
     p = Independent(Beta(torch.ones(2), torch.ones(2)), 1)
 
     class Model(Linear):
-        prior = p
+        @property
+        def prior(self):
+            return p
 
         def encode(self, x: Tensor):
             return q
