@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from gentrain.errors import UsageError
 from gentrain.evaluation.codes import squared_error, unit_scaled
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
-from gentrain.models.base import Density, EnergyBased, Generative, LatentVariable, Reconstructs
+from gentrain.evaluation.likelihood import ELBO
+from gentrain.models.base import Conditional, Density, EnergyBased, Generative, LatentVariable, Reconstructs
 from gentrain.types import PositiveInt
 
 Score = Callable[[Tensor], Tensor]
@@ -46,6 +46,9 @@ class Anomaly(Estimator):
     def unfit(self, subject: Subject) -> str | None:
         if self.against is None and isinstance(subject.model, self.needs):
             return "needs another data set to be told from: say data.anomaly=NAME, e.g. data.anomaly=fashion_mnist"
+        model = subject.model
+        if isinstance(model, Conditional) and model.classes and not isinstance(model, Density):
+            return "knows examples given their labels only, and other data's labels are others"
         return super().unfit(subject)
 
     def __call__(self, subject: Subject) -> Iterator[Finding]:
@@ -76,7 +79,8 @@ class Anomaly(Estimator):
         if isinstance(model, Density):
             scores["exact"] = lambda x: -model.log_prob(x)
         if isinstance(model, LatentVariable):
-            scores["elbo"] = lambda x: -elbo(model, x, self.samples)
+            bound = ELBO(self.samples)
+            scores["elbo"] = lambda x: -bound.bound(model, x)
         if isinstance(model, EnergyBased):
             scores["free-energy"] = model.free_energy
         if isinstance(model, Reconstructs) and model.support != "tokens":
@@ -96,13 +100,6 @@ class Anomaly(Estimator):
             resampled = np.concatenate([own[chosen[0]], strange[chosen[1]]])
             again.append(average_precision_score(is_strange, resampled))
         return float(average_precision_score(is_strange, scores)), float(np.std(again, ddof=1))
-
-
-def elbo(model: LatentVariable, x: Tensor, samples: int) -> Tensor:
-    """The evidence lower bound of each example by `samples` draws of z, in nats, (B,)."""
-    q = model.encode(x)
-    terms = [model.decode(q.sample()).log_prob(x) for _ in range(samples)]
-    return torch.stack(terms).mean(0) - kl_divergence(q, model.prior)
 
 
 def auroc(own: Tensor, strange: Tensor) -> tuple[float, float]:

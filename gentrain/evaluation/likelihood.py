@@ -132,16 +132,17 @@ class ELBO(Estimator):
         model = subject.model
         assert isinstance(model, LatentVariable)
 
-        def bound(batch: Batch) -> Tensor:
-            q = model.encode(batch.x, **given(model, batch.y))
-            terms = []
-            for _ in range(self.samples):
-                z, log_q = draw(q, 1)
-                kl = divergence(q, model.prior, z, log_q)
-                terms.append(log_likelihood(model, batch.x, batch.y, z).squeeze(0) - kl)
-            return torch.stack(terms).mean(0)
+        values = over_examples(subject, "elbo", lambda batch: self.bound(model, batch.x, batch.y))
+        yield from findings(subject, "elbo", kind_given(model, "elbo"), values)
 
-        yield from findings(subject, "elbo", kind_given(model, "elbo"), over_examples(subject, "elbo", bound))
+    def bound(self, model: LatentVariable, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The bound for each of x (B, *shape), in nats, (B,); y (B,) are the labels that a conditional model needs."""
+        q = model.encode(x, **given(model, y))
+        terms = []
+        for _ in range(self.samples):
+            z, log_q = draw(q, 1)
+            terms.append(log_likelihood(model, x, y, z).squeeze(0) - divergence(q, model.prior, z, log_q))
+        return torch.stack(terms).mean(0)
 
 
 class IWAE(Estimator):

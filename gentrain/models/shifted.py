@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, elu, pad
 
-from gentrain import noise
+from gentrain.models.layers import Dropout
 
 Memory = dict[nn.Module, Tensor]
 """What each module keeps of its input while one batch is generated."""
@@ -125,19 +125,6 @@ class ShiftedDeconv(nn.Module):
 def concat_elu(x: Tensor) -> Tensor:
     """elu(x) and elu(-x), twice the maps."""
     return elu(torch.cat([x, -x], 1))
-
-
-class Dropout(nn.Module):
-    """Dropout whose draws the processes of a distributed training share."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.p > 0):
-            return x
-        return x * (noise.uniform(*x.shape, device=x.device) >= self.p).to(x.dtype) / (1 - self.p)
 
 
 class GatedBlock(nn.Module):
