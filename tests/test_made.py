@@ -46,7 +46,7 @@ def probabilities(log_p: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-@pytest.mark.parametrize("hidden", [[200], [200, 300], [250, 200, 250], [1]])
+@pytest.mark.parametrize("hidden", [[200], [200, 300], [250, 200, 250], [2, 200]])
 def test_paths_respect_the_order_of_their_mask_and_none_is_missing(hidden: list[int], direct: bool):
     torch.manual_seed(0)
     model = MADE((1, 3, 4), 2, hidden, masks=5, order="random", direct=direct)
@@ -60,7 +60,7 @@ def test_paths_respect_the_order_of_their_mask_and_none_is_missing(hidden: list[
         seen = (paths + (across.double() if direct else 0)) > 0
         before = place[:, None] > place
         assert not (seen & ~before).any(), "an output is reached by an element that isn't before it"
-        if hidden != [1] or direct:
+        if min(hidden) > 2 or direct:
             assert torch.equal(seen, before), "an element before is out of reach"
         for below, mask in zip([12, *hidden], layers, strict=False):
             assert mask.shape[1] == below and mask.any(1).all(), "a unit sees nothing"
