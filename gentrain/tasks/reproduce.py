@@ -31,6 +31,8 @@ BOUND = ("device.precision",)
 """Settings under FREE, except BOUND, say where, how often and how judged; all others are what is trained. A recipe is
 those and JUDGED."""
 FACTS = ("data.shape", "data.levels", "data.classes", "data.support", "data.vocabulary", "data.centres")
+FOLLOWS = "data.dequantize"
+"""A setting that is null until the model is known."""
 
 Verdict = Literal["pass", "fail", "smoke"]
 
@@ -176,11 +178,15 @@ def earlier(plan: Plan) -> tuple[Path, str] | None:
     wanted = _recipe(config.stored(plan.config))
     output = Path(config.stored(plan.config)["output"]).expanduser()
     for run in sorted((p.parent for p in output.glob("*/*/*/config.yaml")), key=lambda p: p.name, reverse=True):
-        said = run / ".hydra" / "overrides.yaml"
-        if not said.is_file() or f"experiment={plan.name}" not in said.read_text(encoding="utf-8"):
+        file = run / ".hydra" / "overrides.yaml"
+        said = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if f"experiment={plan.name}" not in said:
             continue
         state = (read_json(run / "status.json") or {}).get("state")
-        if state and state != "nan" and _recipe(config.stored(config.read(run / "config.yaml"))) == wanted:
+        made = _recipe(config.stored(config.read(run / "config.yaml")))
+        if wanted[FOLLOWS] is None and FOLLOWS not in said:  # the run notes what the model needed
+            made[FOLLOWS] = None
+        if state and state != "nan" and made == wanted:
             return run, state
     return None
 
