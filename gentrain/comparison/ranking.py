@@ -17,7 +17,10 @@ HIGHER = (
     "modes_hit", "high_quality", "knn_accuracy", "probe_accuracy*", "precision_at_*", "anomaly_*",
 )  # fmt: skip
 """Metrics of which more is better; `*` stands for any ending."""
-LOWER = ("fid", "kid", "mmd", "swd", "label_kl", "mode_kl", "forward_kl", "reverse_kl", "reconstruction_error", "cross_entropy")
+LOWER = (
+    "fid", "kid", "mmd", "swd", "label_kl", "mode_kl", "forward_kl", "reverse_kl", "reconstruction_error",
+    "cross_entropy",
+)  # fmt: skip
 """Metrics of which less is better. What stands in neither list is shown and never ranked."""
 
 

@@ -63,7 +63,7 @@ class Autoregressive(Density):
 
 
 class OrderAgnostic(Density):
-    """Knows every element's conditional given any set of the others, and so a p(x) for each order (Uria et al. 2014)."""
+    """Knows every element's conditional given any set of others, and so a p(x) for each order (Uria et al. 2014)."""
 
     @abstractmethod
     def log_conditionals(self, x: Tensor, known: Tensor) -> Tensor:
@@ -133,8 +133,8 @@ class Accumulates(Generative):
 class ExpectationMaximisation(Density):
     """A density with a hidden cause z whose posterior p(z|x) is exact: it learns by EM (Dempster et al. 1977).
 
-    What its M-step needs of examples are the statistics S = Σ_x E[s(x, z) | x]. They stand in the model's buffers, as sums
-    over examples, in whatever form keeps them accurate.
+    What its M-step needs of examples are the statistics S = Σ_x E[s(x, z) | x]. They stand in the model's buffers, as
+    sums over examples, in whatever form keeps them accurate.
     """
 
     @abstractmethod
