@@ -278,6 +278,10 @@ class Light(DiagonalNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value) - 0.5
 
+    def draw(self, epsilon: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_q = super().draw(epsilon)
+        return z, log_q - 0.5
+
 
 class LightPosterior(VAE):
     def encode(self, x: Tensor) -> DiagonalNormal:
@@ -389,7 +393,7 @@ def test_a_game_that_is_wrong(kind: type[GAN], claims: set[str]):
 class Deaf(ELBO):
     """No gradient reaches the encoder's last layer through the code, and the KL is left out."""
 
-    def terms(self, model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, model: VAE, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q = model.encode(x)
         kl = torch.zeros(len(x))
         return model.decode(q.mean.detach()).log_prob(x), kl

@@ -18,6 +18,10 @@ from gentrain.evaluation.estimator import Subject
 from gentrain.models.gaussian import Gaussian
 from gentrain.models.mixtures import GaussianMixture
 from gentrain.objectives.kl import ForwardKL, ReverseKL
+from gentrain.objectives.likelihood import Likelihood
+from gentrain.optim import Adam
+from gentrain.truth.base import prove
+from gentrain.truth.objectives import case_of
 from gentrain.truth.spaces import Space, grid
 
 CENTRES, STD = [[-1.5, 0.0], [1.0, 1.0], [1.0, -0.5]], 0.4
@@ -237,3 +241,25 @@ def test_the_estimator_of_both_divergences() -> None:
     for finding in Divergence()(Subject(mixture, made.pipeline)):
         assert abs(finding.value) < 1e-5
     assert Divergence().unfit(Subject(made.model, build("model=gaussian", "data=moons").pipeline))
+
+
+class Narrow(Gaussian):
+    def rsample(self, n: int) -> Tensor:
+        return 0.8 * super().rsample(n)
+
+
+class Fixed(Gaussian):
+    """Its draws know nothing of the parameters they came from."""
+
+    def rsample(self, n: int) -> Tensor:
+        return super().rsample(n).detach().requires_grad_()
+
+
+@pytest.mark.parametrize(("kind", "held"), [(Gaussian, True), (Narrow, False), (Fixed, False)])
+def test_check_finds_draws_that_carry_no_gradient_or_follow_another_density(kind: type[Gaussian], held: bool) -> None:
+    torch.manual_seed(0)
+    batches = [Batch(torch.randn(32, 2)) for _ in range(10)]
+    adam = Adam(1e-2, 0.0, "constant", 0.0, 0.0, None, (0.9, 0.999), 1e-8)
+    case = case_of(kind((2,)), Likelihood(), adam, batches, lambda: kind((2,)), None)
+    [found] = prove(case, {"reparametrised draws follow p(x)"})
+    assert found.held == held

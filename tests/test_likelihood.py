@@ -501,7 +501,11 @@ def real(model: Generative) -> Subject:
         (DecoderAIS(observation="bernoulli"), lambda: real(LinearDecoder(NORMAL)), "real data, .* no probabilities"),
         (DecoderAIS(), lambda: real(random_rbm((4,), 2)), "is no LatentVariable or Decoder"),
         (AIS(), lambda: linear()[1], "is no Annealed"),
-        (Parzen(centres="means"), lambda: of_digits(4)[1], "is no LatentVariable, and only those have means"),
+        (
+            Parzen(centres="means"),
+            lambda: of_digits(4)[1],
+            "is no LatentVariable or DenoisingChain, and only those have means",
+        ),
     ],
 )
 def test_what_an_estimator_can_not_judge_it_says(estimator: Estimator, subject: Callable[[], Subject], words: str):

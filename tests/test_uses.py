@@ -209,9 +209,9 @@ class TestCompletion:
     def test_what_is_denoised_is_the_corrupted_example(self):
         subject = Subject(RBM((1, 8, 8), 4, 2), Pipeline(build("model=rbm").source, "binary", 10, 0))
         with seeded(3):
-            drawn = Denoise("salt_and_pepper", level=0.5)(subject.model, 30, lambda: subject)
-        x, noisy, clean = drawn.x.view(10, 3, 1, 8, 8).unbind(1)
-        assert torch.equal(x, subject.examples(limit=10))
+            drawn = Denoise("salt_and_pepper", level=0.5)(subject.model, 60, lambda: subject)
+        x, noisy, clean = drawn.x.view(18, 3, 1, 8, 8).unbind(1)  # whole rows of nine
+        assert torch.equal(x, subject.examples(limit=18))
         assert torch.equal(clean, subject.model.reconstruct(noisy))  # type: ignore[operator]
         changed = (x != noisy).float().mean()  # half of the corrupted half fall on what was there
         assert abs(changed - 0.25) < 5 * math.sqrt(0.25 * 0.75 / x.numel())

@@ -103,9 +103,9 @@ class TransformedBy(Composed):
         like: a tensor of the batch and event shape, (*batch, d).
 
     >>> from gentrain.models.layers import DiagonalNormal
-    >>> zero = torch.zeros(1, 1)
-    >>> twice = lambda u: (2 * u, torch.full((len(u),), math.log(2)))
-    >>> half = lambda z: (z / 2, torch.full((len(z),), -math.log(2)))
+    >>> zero, log_2 = torch.zeros(1, 1), torch.tensor(2.0).log()
+    >>> twice = lambda u: (2 * u, log_2.expand(len(u)))
+    >>> half = lambda z: (z / 2, -log_2.expand(len(z)))
     >>> TransformedBy(DiagonalNormal(zero, zero), twice, half, zero).log_prob(zero + 2)  # log N(2; 0, 4)
     tensor([-2.1121])
     """
