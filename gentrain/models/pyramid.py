@@ -19,6 +19,8 @@ def pyramid(
     latent: int,
     width: int,
     activation: Callable[[], nn.Module] = nn.ReLU,
+    outputs: int = 1,
+    further: int = 0,
 ) -> tuple[nn.Module, nn.Module]:
     """Networks (B, *shape) -> (B, encoded) and (B, latent) -> (B, *shape), the second without its last bias.
 
@@ -26,6 +28,7 @@ def pyramid(
 
     Args:
         width: feature maps of the first convolution, doubled at each halving.
+        outputs: numbers that the second gives for each element. further: inputs of both besides, maps of the first.
 
     Raises:
         UsageError: one example is no image with sides of 8 to 64.
@@ -42,10 +45,12 @@ def pyramid(
     maps = [shape[0], *(width << i for i in range(depth - 1))]
     base = (maps[-1], *sides[-1])
     down: list[nn.Module] = []
-    for d_in, d_out in pairwise(maps):
+    for d_in, d_out in pairwise([shape[0] + further, *maps[1:]]):
         down += [halve(d_in, d_out), activation()]
     encoder = nn.Sequential(*down, nn.Flatten(), *mlp([math.prod(base), *hidden, encoded], activation))
-    up: list[nn.Module] = [*mlp([latent, *reversed(hidden), math.prod(base)], activation), nn.Unflatten(1, base)]
-    for i in reversed(range(depth - 1)):
-        up += [activation(), double(maps[i + 1], maps[i], sides[i], bias=i > 0)]
+    up: list[nn.Module] = [*mlp([latent + further, *reversed(hidden), math.prod(base)], activation)]
+    up.append(nn.Unflatten(1, base))
+    for i in reversed(range(1, depth - 1)):
+        up += [activation(), double(maps[i + 1], maps[i], sides[i])]
+    up += [activation(), double(maps[1], outputs * maps[0], sides[0], bias=False)]
     return encoder, nn.Sequential(*up)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,17 +13,8 @@ from torch.distributions import Distribution
 from gentrain.errors import UsageError
 from gentrain.models import likelihoods
 from gentrain.models.base import Encodes, LatentVariable, Reconstructs, StartsFromMean
-from gentrain.models.layers import (
-    LARGEST,
-    SMALLEST,
-    DiagonalNormal,
-    StandardNormal,
-    UnitNormal,
-    double,
-    halve,
-    halvings,
-    mlp,
-)
+from gentrain.models.layers import DiagonalNormal, StandardNormal, UnitNormal, mlp
+from gentrain.models.pyramid import pyramid
 from gentrain.types import PositiveInt, Shape
 
 
@@ -53,8 +43,10 @@ class GaussianVAE(LatentVariable, Reconstructs, StartsFromMean):
         self.support = self.likelihood.support
         form = Form(self.shape, self.likelihood.per_element, latent_dim, list(hidden), activation, labels)
         if network == "conv":
-            _check_image(self.shape)
-            self.encoder, self.decoder = _conv(form, channels or 32)
+            self.encoder, self.decoder = pyramid(
+                form.shape, form.hidden, 2 * latent_dim, latent_dim, channels or 32, form.between,
+                outputs=form.outputs, further=labels,
+            )  # fmt: skip
         else:
             if channels is not None:
                 raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
@@ -133,16 +125,6 @@ class VAE(GaussianVAE, Encodes):
         return self.decode(self.encode(x).mean).mean
 
 
-def _check_image(shape: tuple[int, ...]) -> None:
-    if len(shape) != 3:
-        raise UsageError(f"model.network=conv takes images, and one example here has shape {shape}; use mlp")
-    if not all(SMALLEST <= side <= LARGEST for side in shape[1:]):
-        raise UsageError(
-            f"model.network=conv takes sides of {SMALLEST} to {LARGEST} pixels, not {shape[1]}x{shape[2]}; "
-            "resize the images or use model.network=mlp"
-        )
-
-
 class Form(NamedTuple):
     """What the networks of a VAE are built from."""
 
@@ -165,24 +147,6 @@ def _mlp(form: Form) -> tuple[nn.Module, nn.Module]:
     encoder = nn.Sequential(nn.Flatten(), *mlp([size + labels, *form.hidden, 2 * form.latent], form.between))
     sizes = [form.latent + labels, *reversed(form.hidden), form.outputs * size]
     return encoder, mlp(sizes, form.between, bias=False)  # the likelihood has the bias
-
-
-def _conv(form: Form, width: int) -> tuple[nn.Module, nn.Module]:
-    shape, outputs, between = form.shape, form.outputs, form.between
-    depth = min(len(halvings(side)) for side in shape[1:])
-    sides = [(shape[1] >> i, shape[2] >> i) for i in range(depth)]
-    maps = [shape[0], *(width << i for i in range(depth - 1))]
-    base = (maps[-1], *sides[-1])
-    down: list[nn.Module] = []
-    for d_in, d_out in pairwise([shape[0] + form.labels, *maps[1:]]):
-        down += [halve(d_in, d_out), between()]
-    encoder = nn.Sequential(*down, nn.Flatten(), *mlp([math.prod(base), *form.hidden, 2 * form.latent], between))
-    sizes = [form.latent + form.labels, *reversed(form.hidden), math.prod(base)]
-    up: list[nn.Module] = [*mlp(sizes, between), nn.Unflatten(1, base)]
-    for i in reversed(range(1, depth - 1)):
-        up += [between(), double(maps[i + 1], maps[i], sides[i])]
-    up += [between(), double(maps[1], outputs * maps[0], sides[0], bias=False)]
-    return encoder, nn.Sequential(*up)
 
 
 def start_glorot(module: nn.Module) -> None:
