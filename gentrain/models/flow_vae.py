@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Encodes
 from gentrain.models.flows import Bijection, Chain, Coupling, alternating, start_as_identity
-from gentrain.models.latent import Reparametrised, TransformedBy, centre
+from gentrain.models.latent import Reparametrised, TransformedBy, Unlabelled
 from gentrain.models.layers import DiagonalNormal, mlp
 from gentrain.models.vae import GaussianVAE
 from gentrain.types import PositiveInt, Shape
 
 
-class FlowVAE(GaussianVAE, Encodes):
+class FlowVAE(Unlabelled, GaussianVAE):
     """A `VAE` with q(z|x) the law of z = f(u), u ~ N(μ(x), diag σ²(x)), or p(z) that of z = g(u), u ~ N(0, I), or both.
 
     log q(z|x) = log N(u; μ, σ²) - log |det df/du| (Rezende & Mohamed 2015, arXiv:1505.05770); f is the same for all x.
@@ -75,17 +73,6 @@ class FlowVAE(GaussianVAE, Encodes):
 
     def decode(self, z: Tensor) -> Distribution:
         return self.likelihood(self.decoder(z))
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        return self.decode(self.prior.sample(torch.Size([n]))).sample()
-
-    def codes(self, x: Tensor) -> Tensor:
-        return centre(self.encode(x))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | z] at z = f(μ(x))."""
-        return self.decode(self.codes(x)).mean
 
 
 def _flow(dim: int, layers: int, hidden: Sequence[int]) -> Bijection:

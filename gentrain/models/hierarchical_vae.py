@@ -6,19 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gentrain.models import likelihoods
-from gentrain.models.base import Encodes, LatentVariable, Reconstructs, StartsFromMean
-from gentrain.models.latent import Ancestral, centre
+from gentrain.models.base import StartsFromMean
+from gentrain.models.latent import Ancestral, Unlabelled
 from gentrain.models.layers import DiagonalNormal, StandardNormal, mlp
 from gentrain.models.vae import start_glorot
 from gentrain.types import PositiveInt, Shape
 
 
-class HierarchicalVAE(LatentVariable, Encodes, Reconstructs, StartsFromMean):
+class HierarchicalVAE(Unlabelled, StartsFromMean):
     """p(x) = ∫ p(x|z_1) p(z_1|z_2) N(z_2; 0, I) dz with q(z|x) = q(z_1|x) q(z_2|z_1), all between Gaussian.
 
     The deep latent Gaussian model of Rezende et al. (2014, arXiv:1401.4082) with the bottom-up encoder of Burda et al.
@@ -92,17 +91,6 @@ class HierarchicalVAE(LatentVariable, Encodes, Reconstructs, StartsFromMean):
 
     def decode(self, z: Tensor) -> Distribution:
         return self.likelihood(self.decoder(z[..., : self.lower]))
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        return self.decode(self.prior.sample(torch.Size([n]))).sample()
-
-    def codes(self, x: Tensor) -> Tensor:
-        return centre(self.encode(x))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | z_1] at the mean of q(z_1|x)."""
-        return self.decode(self.codes(x)).mean
 
     def start_from_mean(self, mean: Tensor) -> None:
         self.likelihood.start_from_mean(mean)

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints, kl_divergence
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import LatentVariable, given
+from gentrain.models.base import Encodes, LatentVariable, Reconstructs, given
 
 Map = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x (N, d) -> its image and the log-determinant of each, (N,)."""
@@ -127,6 +127,21 @@ class TransformedBy(Composed):
     def _of_rows(function: Map, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_det = function(x.reshape(-1, x.shape[-1]))
         return y.view(x.shape), log_det.view(x.shape[:-1])
+
+
+class Unlabelled(LatentVariable, Encodes, Reconstructs):
+    """What a latent-variable model of p(x) has by its prior, encoder and decoder alone."""
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        return self.decode(self.prior.sample(torch.Size([n]))).sample()
+
+    def codes(self, x: Tensor) -> Tensor:
+        return centre(self.encode(x))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z] at the code that stands for x."""
+        return self.decode(self.codes(x)).mean
 
 
 def draw(q: Distribution, k: int) -> tuple[Tensor, Tensor]:

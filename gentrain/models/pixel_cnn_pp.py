@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gentrain.errors import UsageError
 from gentrain.models.base import Conditional
 from gentrain.models.logistic_mixture import ChainedBits, LogisticMixture
-from gentrain.models.raster import Cache, Head, Raster
+from gentrain.models.raster import Cache, Head, Raster, choose
 from gentrain.models.shifted import Memory, Place, ShiftedConv, Stream
 from gentrain.types import NonNegativeInt, OpenFraction, PositiveInt, Shape
 
@@ -152,17 +152,8 @@ def count_halvings(asked: int | None, height: int, width: int) -> int:
 
 
 def choose_head(name: str, shape: tuple[int, ...], levels: int | None, mixtures: int) -> Head:
-    """`bernoulli`, `logistic_mixture`, or `auto`: bernoulli for two levels or one channel (binarized), else a mixture.
-
-    Raises:
-        UsageError: examples that are no images, or have no levels.
-    """
-    if len(shape) != 3:
-        raise UsageError(f"the model takes images, and one example here has shape {list(shape)}; use e.g. data=digits")
-    if levels is None:
-        raise UsageError("the model takes bits or levels, and these data are real numbers; use e.g. data=digits")
-    if name == "auto":
-        name = "bernoulli" if levels == 2 or shape[0] == 1 else "logistic_mixture"
+    """`bernoulli`, `logistic_mixture`, or `auto`, as `raster.choose` has it."""
+    name, levels = choose(name, shape, levels, "logistic_mixture")
     channels, height, width = shape
     if name == "bernoulli":
         return ChainedBits((channels, height, width))

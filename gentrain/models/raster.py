@@ -108,8 +108,9 @@ class LikelihoodHead(Head):
         self.likelihood.start_from_mean(mean)
 
 
-def choose_head(name: str, shape: tuple[int, ...], levels: int | None) -> LikelihoodHead:
-    """`bernoulli`, `categorical`, or `auto`: bernoulli for two levels or one channel (binarized), else categorical.
+def choose(name: str, shape: tuple[int, ...], levels: int | None, over_levels: str) -> tuple[str, int]:
+    """The likelihood that `name` says, and K: `auto` is bernoulli for two levels or one channel (binarized), else
+    `over_levels`.
 
     Raises:
         UsageError: examples that are no images, or have no levels.
@@ -119,7 +120,13 @@ def choose_head(name: str, shape: tuple[int, ...], levels: int | None) -> Likeli
     if levels is None:
         raise UsageError("the model takes bits or levels, and these data are real numbers; use e.g. data=digits")
     if name == "auto":
-        name = "bernoulli" if levels == 2 or shape[0] == 1 else "categorical"
+        name = "bernoulli" if levels == 2 or shape[0] == 1 else over_levels
+    return name, levels
+
+
+def choose_head(name: str, shape: tuple[int, ...], levels: int | None) -> LikelihoodHead:
+    """`bernoulli`, `categorical`, or `auto`, as `choose` has it."""
+    name, levels = choose(name, shape, levels, "categorical")
     likelihood = likelihoods.choose(name, tuple(shape), levels)
     assert isinstance(likelihood, likelihoods.BernoulliLikelihood | likelihoods.CategoricalLikelihood)
     return LikelihoodHead(likelihood)

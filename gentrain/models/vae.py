@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
 from gentrain.models import likelihoods
-from gentrain.models.base import Encodes, LatentVariable, Reconstructs, StartsFromMean
+from gentrain.models.base import LatentVariable, Reconstructs, StartsFromMean
+from gentrain.models.latent import Unlabelled
 from gentrain.models.layers import DiagonalNormal, StandardNormal, UnitNormal, mlp
 from gentrain.models.pyramid import pyramid
 from gentrain.types import PositiveInt, Shape
@@ -63,7 +63,7 @@ class GaussianVAE(LatentVariable, Reconstructs, StartsFromMean):
         self.likelihood.start_from_mean(mean)
 
 
-class VAE(GaussianVAE, Encodes):
+class VAE(Unlabelled, GaussianVAE):
     """p(x) = ∫ p(x|z) N(z; 0, I) dz with q(z|x) = N(z; μ(x), diag σ²(x)) (Kingma & Welling 2014, arXiv:1312.6114).
 
     `support` follows the likelihood: bernoulli -> binary, gaussian -> real, categorical and
@@ -112,17 +112,6 @@ class VAE(GaussianVAE, Encodes):
 
     def decode(self, z: Tensor) -> Distribution:
         return self.likelihood(self.decoder(z))
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        return self.decode(self.prior.sample(torch.Size([n]))).sample()
-
-    def codes(self, x: Tensor) -> Tensor:
-        return self.encode(x).mean
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | z] at the posterior's mean."""
-        return self.decode(self.encode(x).mean).mean
 
 
 class Form(NamedTuple):
