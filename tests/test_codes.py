@@ -18,14 +18,13 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source, Split, make_source
 from gentrain.data.synthetic import bars
 from gentrain.errors import GentrainError, UsageError
+from gentrain.evaluation.code_pictures import Embedding, Retrieval
 from gentrain.evaluation.codes import (
     KNN,
     ActiveUnits,
-    Embedding,
     FewLabel,
     Probe,
     ReconstructionError,
-    Retrieval,
     nearest,
     neighbours,
     squared_error,

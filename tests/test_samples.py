@@ -26,6 +26,7 @@ from gentrain.data.synthetic import bars, grid, grid_centres, ring, ring_centres
 from gentrain.errors import DataError, GentrainError, UsageError
 from gentrain.evaluation import features, ledger
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, seeded
+from gentrain.evaluation.memorisation import Nearest
 from gentrain.evaluation.modes import MixtureModes, ModeCoverage, divergence
 from gentrain.evaluation.samples import (
     FID,
@@ -34,7 +35,6 @@ from gentrain.evaluation.samples import (
     PRDC,
     SWD,
     Gaussians,
-    Nearest,
     frechet,
     jackknife,
     manifolds,

@@ -17,7 +17,7 @@ from gentrain.errors import UsageError
 from gentrain.models.likelihoods import DiscretizedLogistic, choose
 from gentrain.models.vae import VAE
 from gentrain.objectives.elbo import ELBO
-from gentrain.truth.models import bounds
+from gentrain.truth.latent import bounds
 from gentrain.truth.spaces import chi_square, critical, discrete, quadrature
 
 OVER_LEVELS = ("bernoulli", "categorical", "discretized_logistic")

@@ -9,16 +9,15 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gentrain import pictures
 from gentrain.batch import Batch
 from gentrain.errors import GentrainError, UsageError
-from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, mean_and_error
+from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
 from gentrain.models.base import Codes, LatentVariable, Reconstructs, given, kind_given
 from gentrain.models.latent import centre
 from gentrain.types import NonNegativeFloat, PositiveFloat, PositiveInt, Support
@@ -272,7 +271,7 @@ class KNN(_Labelled):
         self.k, self.train = k, train
 
     def __call__(self, subject: Subject) -> Iterator[Finding]:
-        train, judged, same = _keys_and_queries(subject, self.train)
+        train, judged, same = keys_and_queries(subject, self.train)
         labels = vote(train.labels[neighbours(judged.z, train.z, self.k, same)])
         accuracy, n = float((labels == judged.labels).double().mean()), len(labels)
         settings = {"dimensions": train.z.shape[1]}
@@ -289,7 +288,7 @@ def vote(labels: Tensor) -> Tensor:
     return (counts - torch.linspace(0, 0.5, counts.shape[1], device=counts.device)).argmax(1)
 
 
-def _keys_and_queries(subject: Subject, limit: int | None, keep: bool = False) -> tuple[Coded, Coded, bool]:
+def keys_and_queries(subject: Subject, limit: int | None, keep: bool = False) -> tuple[Coded, Coded, bool]:
     """Codes to look among, codes to look for, and whether the two are one set. Judged by itself, all of it is taken."""
     if subject.split == "train":
         both = coded(subject, keep=keep)
@@ -393,117 +392,6 @@ class ReconstructionError(Estimator):
         mean, error = mean_and_error(torch.cat(values))
         kind = kind_given(model, "recon")
         yield Finding("reconstruction_error", kind, mean, error, "squared error", sum(map(len, values)))
-
-
-# --- pictures -------------------------------------------------------------------------------------------------------
-
-
-class Embedding(Estimator):
-    """The codes in the plane, coloured by label where there are any, and how faithful that picture is.
-
-    `explained_variance` is the share of the codes' variance that lies in the two axes of a PCA (none is reported
-    where all codes are equal). `trustworthiness` is in [0, 1]: 1 if no point has neighbours in the plane that aren't
-    its neighbours in code space, 1/2 or so for a random plane (Venna & Kaski 2001).
-
-    Args:
-        method: `pca`, or `tsne` (van der Maaten & Hinton 2008). examples: points, drawn at random.
-        perplexity: of t-SNE. neighbours: that trustworthiness looks at.
-    """
-
-    needs = (Codes,)
-
-    def __init__(
-        self,
-        method: Literal["pca", "tsne"] = "pca",
-        examples: PositiveInt = 2000,
-        perplexity: PositiveFloat = 30.0,
-        neighbours: PositiveInt = 5,
-    ):
-        self.method, self.examples, self.perplexity, self.neighbours = method, examples, perplexity, neighbours
-
-    def unfit(self, subject: Subject) -> str | None:
-        n = subject.size(limit=self.examples)
-        least = max(2 * self.neighbours + 2, math.ceil(self.perplexity) + 1 if self.method == "tsne" else 0)
-        if math.floor(0.9 * n) < least:
-            return f"has {n} examples here, too few for a picture of the code space"
-        return super().unfit(subject)
-
-    def __call__(self, subject: Subject) -> Iterator[Finding | Picture]:
-        codes = coded(subject, limit=self.examples)
-        z = numpy(codes.z).astype(np.float64)
-        n = len(z)
-        points = self.plane(z)
-        name = f"embedding-{self.method}"
-        yield Picture(name, pictures.classes(points, None if codes.y is None else numpy(codes.y)))
-        if self.method == "pca":
-            yield from _explained(z, points, name)
-        value, error = self.trustworthiness(z, points)
-        yield Finding("trustworthiness", name, value, error, "share", n)
-
-    def plane(self, z: np.ndarray) -> np.ndarray:
-        """Codes (N, d) as points (N, 2)."""
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-
-        seed = int(torch.randint(2**31 - 1, ()))
-        if self.method == "tsne":
-            return TSNE(perplexity=self.perplexity, init="pca", random_state=seed).fit_transform(z)
-        with np.errstate(invalid="ignore"):  # equal codes have no variance to divide by
-            points = PCA(min(2, z.shape[1]), random_state=seed).fit_transform(z)
-        return points if points.shape[1] == 2 else np.pad(points, ((0, 0), (0, 1)))
-
-    def trustworthiness(self, z: np.ndarray, points: np.ndarray) -> tuple[float, float]:
-        """With its standard error: a jackknife that leaves out a tenth of the examples at a time."""
-        from sklearn.manifold import trustworthiness
-
-        blocks = torch.randperm(len(z)).numpy() % 10
-        without = [trustworthiness(z[blocks != b], points[blocks != b], n_neighbors=self.neighbours) for b in range(10)]
-        error = math.sqrt(0.9 * float(np.square(np.array(without) - np.mean(without)).sum()))
-        return float(trustworthiness(z, points, n_neighbors=self.neighbours)), error
-
-
-def _explained(z: np.ndarray, points: np.ndarray, kind: str) -> Iterator[Finding]:
-    """R = Σ_i a_i / Σ_i t_i, example i's squared length in the plane over that in code space; the standard error is
-    the ratio's, to first order and for these axes: √(Σ_i (a_i - R t_i)²) / Σ_i t_i."""
-    inside, total = np.square(points).sum(1), np.square(z - z.mean(0)).sum(1)
-    if total.sum() > 0:
-        ratio = float(inside.sum() / total.sum())
-        error = float(np.sqrt(np.square(inside - ratio * total).sum()) / total.sum())
-        yield Finding("explained_variance", kind, ratio, error, "share", len(z))
-
-
-class Retrieval(Estimator):
-    """Examples and their nearest training examples in code space, as a picture; where there are labels, precision@k:
-    the share of the k neighbours that have the query's label, the mean over all queries.
-
-    Args:
-        k: neighbours. train: training examples to look among, drawn at random; None takes all.
-        shown: queries in the picture, a row each: the query and then its neighbours, nearest first.
-    """
-
-    needs = (Codes,)
-
-    def __init__(self, k: PositiveInt = 10, train: PositiveInt | None = 10_000, shown: PositiveInt = 8):
-        self.k, self.train, self.shown = k, train, shown
-
-    def unfit(self, subject: Subject) -> str | None:
-        if subject.spec.classes is None and not pictures.is_image(subject.spec.shape):
-            return f"was trained on data={subject.spec.name}, which has neither labels nor images to show"
-        return super().unfit(subject)
-
-    def __call__(self, subject: Subject) -> Iterator[Finding | Picture]:
-        model = subject.model
-        images = pictures.is_image(model.shape)
-        train, judged, same = _keys_and_queries(subject, self.train, keep=images)
-        found = neighbours(judged.z, train.z, self.k, same)
-        if images:
-            assert judged.x is not None and train.x is not None
-            rows = [torch.cat([judged.x[i : i + 1], train.x[found[i]]]) for i in range(min(self.shown, len(found)))]
-            yield Picture("retrieval", pictures.show(torch.cat(rows), model, subject.spec.levels, columns=self.k + 1))
-        if train.y is not None and judged.y is not None:
-            right = (train.y[found] == judged.y[:, None]).double().mean(1)
-            mean, error = mean_and_error(right)
-            yield Finding(f"precision_at_{self.k}", "retrieval", mean, error, "share", len(right))
 
 
 def numpy(t: Tensor) -> np.ndarray:

@@ -26,7 +26,8 @@ from gentrain.objectives.adversarial import Game
 from gentrain.optim import Optim
 from gentrain.parts import Part
 from gentrain.truth.base import Case, Verdict, claims
-from gentrain.truth.models import ROUNDING, ROWS, SIGMAS, bounds
+from gentrain.truth.latent import bounds
+from gentrain.truth.models import ROUNDING, ROWS, SIGMAS
 from gentrain.truth.spaces import sigmas
 from gentrain.update import Objective, Update
 
