@@ -32,6 +32,7 @@ class FlowVAE(Unlabelled, GaussianVAE):
     Raises:
         UsageError: as of the `VAE`, and a code of one dimension, which has no halves.
 
+    >>> import torch
     >>> model = FlowVAE((1, 8, 8), levels=17, latent_dim=2, hidden=[16], flows=2, flow_hidden=[8])
     >>> q = model.encode(torch.zeros(5, 1, 8, 8))
     >>> q.log_prob(q.sample()).shape, model.sample(3).shape

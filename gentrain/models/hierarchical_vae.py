@@ -38,6 +38,7 @@ class HierarchicalVAE(Unlabelled, StartsFromMean):
     Raises:
         UsageError: a likelihood that the data can't have.
 
+    >>> import torch
     >>> model = HierarchicalVAE((1, 8, 8), levels=17, latent_dim=(4, 2), hidden=[16], upper_hidden=[8])
     >>> q = model.encode(torch.zeros(5, 1, 8, 8))
     >>> q.sample().shape, model.prior.log_prob(q.sample()).shape, model.sample(3).shape

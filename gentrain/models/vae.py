@@ -85,6 +85,7 @@ class VAE(Unlabelled, GaussianVAE):
         UsageError: `conv` asked of something that is no image of a fitting size, `channels` of an mlp, or a likelihood
             that the data can't have.
 
+    >>> import torch
     >>> vae = VAE((1, 8, 8), levels=17, latent_dim=2, hidden=[16])
     >>> vae.support, vae.sample(3).shape
     ('binary', torch.Size([3, 1, 8, 8]))
