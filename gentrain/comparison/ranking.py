@@ -19,7 +19,7 @@ HIGHER = (
 """Metrics of which more is better; `*` stands for any ending."""
 LOWER = (
     "fid", "kid", "mmd", "swd", "label_kl", "mode_kl", "forward_kl", "reverse_kl", "reconstruction_error",
-    "cross_entropy",
+    "cross_entropy", "classification_error", "class_cross_entropy",
 )  # fmt: skip
 """Metrics of which less is better. What stands in neither list is shown and never ranked."""
 

@@ -96,10 +96,8 @@ def log_mean(log_weights: Tensor) -> Mean:
     return Mean(value, low, value + math.log1p(3 * relative), relative, effective)
 
 
-class _Annealing(Estimator):
-    """What both directions take."""
-
-    needs = (Annealed,)
+class Annealing(Estimator):
+    """What all that anneal take."""
 
     def __init__(
         self,
@@ -111,8 +109,15 @@ class _Annealing(Estimator):
         self.chains, self.schedule, self.smoothing, self.chunk = chains, schedule, smoothing, chunk
         self.betas = betas(schedule)
 
+    def forward(self, subject: Subject, path: TemperedPath[Any]) -> Partition:
+        """log Ẑ of the path's end, from draws of its base."""
+        states = (path.start(n) for n in sizes(self.chains, self.chunk))
+        w = log_mean(run(subject, path, states, self.betas, "ais"))
+        base = path.log_partition
+        return Partition(base + w.value, None if w.low is None else base + w.low, base + w.high, w)
 
-class AIS(_Annealing):
+
+class AIS(Annealing):
     """log Z by annealing from the base-rate model, and log p(x) = -F(x) - log Ẑ (Salakhutdinov & Murray 2008).
 
     Ẑ is unbiased, so log Ẑ is too low and log p(x) too high in expectation, more so the fewer chains and steps.
@@ -125,17 +130,14 @@ class AIS(_Annealing):
         smoothing: of the base rates, towards 1, as in `RBM.tempered`.
     """
 
+    needs = (Annealed,)
+
     def __call__(self, subject: Subject) -> Iterator[Finding]:
-        path = tempered(subject, self.smoothing)
-        states = (path.start(n) for n in sizes(self.chains, self.chunk))
-        weights = run(subject, path, states, self.betas, "ais")
-        w = log_mean(weights)
-        base = path.log_partition
-        low = None if w.low is None else base + w.low
-        yield from report(subject, "ais", Partition(base + w.value, low, base + w.high, w), self.chains, self.betas)
+        z = self.forward(subject, tempered(subject, self.smoothing))
+        yield from report(subject, "ais", z, self.chains, self.betas)
 
 
-class ReverseAIS(_Annealing):
+class ReverseAIS(Annealing):
     """The same from the other end: chains start at samples of the model and anneal to the base-rate model.
 
     E[w] = Z_A/Z there, so log Z_A - log(mean w) is too high and log p(x) too low in expectation (as in Burda et al.
@@ -150,6 +152,8 @@ class ReverseAIS(_Annealing):
         burn_in: Gibbs steps from training examples to a start.
         exact: starts are drawn by enumeration where 2^exact states are enough.
     """
+
+    needs = (Annealed,)
 
     def __init__(
         self,
@@ -225,19 +229,24 @@ def run(
     return torch.cat(found)
 
 
-def report(
-    subject: Subject, kind: str, z: Partition, chains: int, betas: Sequence[float], **settings: Any
-) -> Iterator[Finding]:
-    """log p of the split given log Ẑ, and log Ẑ itself."""
-    model = subject.model
-    assert isinstance(model, Annealed)
-    settings |= {
+def found_on_the_way(z: Partition, betas: Sequence[float], **settings: Any) -> dict[str, Any]:
+    """What belongs to a number that log Ẑ went into."""
+    return settings | {
         "log_partition": z.value,
         "log_partition_low": z.low,
         "log_partition_high": z.high,
         "steps": len(betas) - 1,
         "effective_chains": round(z.weights.effective, 2),
     }
+
+
+def report(
+    subject: Subject, kind: str, z: Partition, chains: int, betas: Sequence[float], **settings: Any
+) -> Iterator[Finding]:
+    """log p of the split given log Ẑ, and log Ẑ itself."""
+    model = subject.model
+    assert isinstance(model, Annealed)
+    settings = found_on_the_way(z, betas, **settings)
     values = []
     for batch in subject.batches():
         require_support(subject, batch.x)

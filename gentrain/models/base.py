@@ -110,6 +110,14 @@ def kind_given(model: object, kind: str) -> str:
     return f"{kind} given y" if isinstance(model, Conditional) and model.classes else kind
 
 
+class Classifies(ABC):
+    """Knows the probabilities of an example's label, p(y|x), by itself."""
+
+    @abstractmethod
+    def log_class(self, x: Tensor) -> Tensor:
+        """log p(y | x) in nats for every label, (B, K)."""
+
+
 class Completes(ABC):
     """Fills in the missing part of an example."""
 
@@ -288,6 +296,34 @@ class Annealed(EnergyBased):
 
         The nearer the base to the data the shorter the way; `smoothing` keeps it wide enough to cover the model.
         """
+
+
+class Bounded(Generative):
+    """p(x) = p*(x)/Z where log p*(x) is only known from below and Z is annealed to: deep Boltzmann and belief networks.
+
+    The path to Z is over states of some layer, not over x: of the units between which the machine's couplings are.
+
+    Attributes:
+        bound_kind: of the numbers that come of it, as `dbn-bound`.
+    """
+
+    bound_kind: ClassVar[str]
+
+    @abstractmethod
+    def log_bound(self, x: Tensor) -> Tensor:
+        """A lower bound of log p*(x) in nats, (B,); if it takes draws, one whose mean over them is such a bound."""
+
+    @abstractmethod
+    def tempered_units(self, x: Tensor) -> Tensor:
+        """E[s | x] of the units s that the path is over, (B, units): their mean over data is where the path begins."""
+
+    @abstractmethod
+    def tempered(self, mean: Tensor, smoothing: float = 0.05) -> TemperedPath:
+        """The path to the machine from the factorial one whose units s have this mean, (units,)."""
+
+    @abstractmethod
+    def log_partition(self) -> Tensor | None:
+        """log Z in nats, a float64 scalar, where it can be summed exactly; None where that takes too many terms."""
 
 
 class PseudoLikelihood(Generative):
