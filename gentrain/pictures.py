@@ -65,6 +65,22 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
+FRAMES = 100
+"""Pictures of an animation at most, spread evenly over those there are."""
+
+
+def save_gif(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> tuple[int, int]:
+    """PNG files as an animation that repeats, each round of `seconds` and a rest on the last; its width and height."""
+    from PIL import Image
+
+    chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(len(frames), FRAMES)).round().astype(int)]
+    first, *rest = (Image.open(frame).convert("RGB") for frame in chosen)
+    each = round(1000 * min(0.5, seconds / len(chosen)))
+    durations = [each] * len(rest) + [max(each, 1500)]
+    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+    return first.size
+
+
 def is_image(shape: Sequence[int]) -> bool:
     return len(shape) == 3
 

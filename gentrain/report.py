@@ -85,6 +85,21 @@ class Report:
         self._guarded("samples", lambda: pictures.save_png(path, pixels))
         return path
 
+    def animation(self, step: int, name: str) -> None:
+        """The run's pictures of one name, in order, as samples/<name>.gif and in TensorBoard; none of a single one."""
+        paths = sorted(self.folder.glob(f"samples/{name}-[0-9]*.png")) if self.folder is not None else []
+        if self.folder is None or len(paths) < 2:
+            return
+        path = self.folder / "samples" / f"{name}.gif"
+        size = self._guarded("samples", lambda: pictures.save_gif(path, paths))
+        if size is not None:
+            from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+            width, height = size
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+            value = Summary.Value(tag=f"{name}/animation", image=image)
+            self._board(lambda w: w.file_writer.add_summary(Summary(value=[value]), step))
+
     def writing(self, step: int, name: str, written: Sequence[str]) -> Path | None:
         """File texts in TensorBoard and as samples/<name>-<step>.txt, show how they begin; the file's path."""
         self.text(step, name, texts.markdown(written))

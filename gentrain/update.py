@@ -91,8 +91,8 @@ class Objective(nn.Module, ABC):
     def forward(self, model: Any, batch: Batch, progress: float) -> Iterator[Update]:
         """Yield the updates for one batch. `progress` in [0, 1) is the fraction of training that is done."""
 
-    def particles(self, model: Any) -> Tensor | None:
-        """Where the chains that it trains by stand, as examples to look at (n, *shape); None if it keeps none."""
+    def fantasies(self, model: Any) -> Tensor | None:
+        """Where the chains that it trains by stand (fantasy particles), as examples to look at (n, *shape); None if it keeps none."""
         return None
 
     def validate(self, model: Any, batch: Batch) -> dict[str, Score]:

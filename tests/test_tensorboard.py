@@ -149,7 +149,7 @@ def test_images_can_be_fetched_and_show_something(server: Server, outputs: Path)
     }
     for name, pictures in expected.items():
         run = the(outputs, name)
-        assert set(tags[run]) == pictures
+        assert set(tags[run]) == pictures | {"samples/animation"}
         for tag in pictures:
             found = server.json("plugin/images/images", run=run, tag=tag, sample="0")
             assert [image["step"] for image in found] == [6, 12]
@@ -159,6 +159,18 @@ def test_images_can_be_fetched_and_show_something(server: Server, outputs: Path)
             assert np.array_equal(image, kept)
             assert 300 < image.shape[1] < 500
             assert len(np.unique(image)) > 2 and image.std() > 5  # not blank
+
+
+def test_the_samples_of_a_training_move_in_an_animation(server: Server, outputs: Path) -> None:
+    run = the(outputs, "rbm-cd")
+    (shown,) = server.json("plugin/images/images", run=run, tag="samples/animation", sample="0")
+    assert shown["step"] == 12
+    gif = Image.open(io.BytesIO(server.raw(f"plugin/images/individualImage?{shown['query']}")))
+    assert (gif.format, gif.n_frames) == ("GIF", 2)  # type: ignore[attr-defined]
+    for frame, step in enumerate((6, 12)):
+        gif.seek(frame)
+        kept = np.asarray(Image.open(outputs / run / "samples" / f"samples-{step:08d}.png").convert("L"), dtype=float)
+        assert np.abs(np.asarray(gif.convert("L"), dtype=float) - kept).max() < 3  # a palette of 256 colours
 
 
 def test_histograms_show_the_codes_of_models_that_have_some(server: Server, outputs: Path) -> None:

@@ -85,8 +85,8 @@ class Stages(Objective):
             self._at = at
         yield from objective(model, batch, within)
 
-    def particles(self, model: Generative) -> Tensor | None:
-        return self._all[int(self.stage)].particles(model)
+    def fantasies(self, model: Generative) -> Tensor | None:
+        return self._all[int(self.stage)].fantasies(model)
 
     def validate(self, model: Generative, batch: Batch) -> dict[str, Score]:
         return self._all[int(self.stage)].validate(model, batch)

@@ -14,7 +14,7 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
 from gentrain.errors import UsageError, out_of_memory
-from gentrain.models.base import Density, Generative, StartsFromMean
+from gentrain.models.base import Density, Enumerable, Generative, Standardises, StartsFromMean
 from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
@@ -82,6 +82,8 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
     pipeline = make_pipeline(plain, source, model, device)
     if isinstance(model, StartsFromMean):
         model.start_from_mean(pipeline.mean())
+    if isinstance(model, Standardises):
+        model.standardise(pipeline.mean(), pipeline.deviation())
     device.synchronise(model)
     return Assembly(plain, source, model, objective, pipeline, optim)
 
@@ -95,7 +97,7 @@ def _dequantize(wanted: bool | None, model: Generative, source: Source) -> bool:
         UsageError: the user says no, and the model is such a density.
     """
     stored = source.spec.support in ("binary", "levels")
-    needed = stored and isinstance(model, Density) and model.support in ("unit", "signed", "real")
+    needed = stored and isinstance(model, Density | Enumerable) and model.support in ("unit", "signed", "real")
     if needed and wanted is False:
         raise UsageError(
             f"data.dequantize=false: {type(model).__name__} is a density over {model.support} x, which at the"

@@ -16,7 +16,7 @@ from gentrain.evaluation import health, ledger
 from gentrain.evaluation.estimator import Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
 from gentrain.evaluation.standard import standard
-from gentrain.models.base import Codes, Filters, Generative, Reconstructs
+from gentrain.models.base import Codes, EnergyBased, Filters, Generative, Reconstructs
 from gentrain.models.sequence import Writes
 from gentrain.report import Report
 from gentrain.trainer import Trainer
@@ -44,7 +44,7 @@ class Look:
         self._fixed = next(pipeline.evaluation(split or "train", batch_size=SHOWN, limit=SHOWN))
 
     def __call__(self, trainer: Trainer, what: str) -> Callable[[], tuple[str, float] | None]:
-        return self.evaluate(trainer) if what == "evaluate" else self.draw(trainer.averaged, trainer.step)
+        return self.evaluate(trainer) if what == "evaluate" else self.draw(trainer)
 
     def evaluate(self, trainer: Trainer) -> Callable[[], tuple[str, float] | None]:
         """The validation numbers and the signs of health; filing them returns what chooses the best checkpoint."""
@@ -53,11 +53,12 @@ class Look:
         if self.split is not None:
             found = held_out(trainer.objective, trainer.averaged, self.pipeline, self.split)
             values = self._cheap(trainer, self.split) | {name: e.mean for name, e in found.items()}
+        energies = self._free_energies(trainer)
         signs = health.examine(Subject(trainer.averaged, self.pipeline, self.split or "train"), SEED)
 
         def file() -> tuple[str, float] | None:
             numbers = {f"{self.split}/{name}": value for name, value in values.items()}
-            numbers |= {f"health/{sign.name}": sign.number for sign in signs}
+            numbers |= {f"health/{sign.name}": sign.number for sign in signs} | energies
             if numbers:
                 self.report.scalars(trainer.step, numbers)
             complaints = health.complaints(signs) if trainer.progress >= EARLY else []
@@ -79,8 +80,21 @@ class Look:
             found = [f for estimator in fitting for f in estimator(subject)]
         return {f.metric: f.value for f in found if isinstance(f, Finding)}
 
-    def draw(self, model: Generative, step: int) -> Callable[[], None]:
-        """Samples from fixed noise, reconstructions of fixed examples, filters and codes; of text, texts."""
+    def _free_energies(self, trainer: Trainer) -> dict[str, float]:
+        """Mean free energies of training examples and of the chains: apart, the chains are where the data aren't."""
+        model = trainer.averaged
+        if not isinstance(model, EnergyBased):
+            return {}
+        n = min(LOOKED_AT, self.pipeline.spec.sizes["train"])
+        places = {"train": next(self.pipeline.evaluation("train", n, n)).x}
+        particles = trainer.objective.fantasies(model)
+        places |= {} if particles is None else {"particles": particles}
+        with seeded(SEED):
+            return {f"{name}/free_energy": float(model.free_energy(x).double().mean()) for name, x in places.items()}
+
+    def draw(self, trainer: Trainer) -> Callable[[], None]:
+        """Samples from fixed noise, reconstructions of fixed examples, filters, the chains' states; of text, texts."""
+        model, step = trainer.averaged, trainer.step
         if isinstance(model, Writes):
             return self._write(model, step)
         spec = self.pipeline.spec
@@ -92,6 +106,9 @@ class Look:
             drawn["reconstructions"] = pictures.show(pairs, model, spec.levels, columns=8)
         if isinstance(model, Filters) and images:
             drawn["filters"] = pictures.to_bytes(pictures.grid(pictures.filters(model, 100)))
+        particles = trainer.objective.fantasies(model)
+        if particles is not None:
+            drawn["particles"] = self._show(particles[:SHOWN] if images else particles, model)
         codes = pictures.codes(model, self._fixed.x, SEED) if isinstance(model, Codes) else None
 
         def file() -> None:

@@ -146,10 +146,12 @@ def _finish(trainer: Trainer, look: Look, stop: Stop, path: Path, assembly: Asse
     record = read_json(path / "checkpoints" / "last.json") or {}
     with trainer.device.uncompiled(), stop.at_once():
         rows, found = test_rows(trainer, assembly.plain["seed"], record.get("sha256", ""))
-        file = look.draw(trainer.averaged, trainer.step)
+        file = look.draw(trainer)
     ledger.add(path, rows)
     trainer.report.scalars(trainer.step, {f"test/{name}": e.mean for name, e in found.items()})
     file()
+    for name in ("samples", "particles"):
+        trainer.report.animation(trainer.step, name)
     table = [("run", str(path)), ("steps", f"{trainer.step:,} in {clock(trainer.elapsed)}")]
     table += [(f"test {name} ({e.kind})", str(e)) for name, e in found.items()]
     table += [("samples", str(look.picture)), ("tensorboard", f"tensorboard --logdir {path.parents[2]}")]
