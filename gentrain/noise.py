@@ -66,6 +66,12 @@ def bernoulli(p: Tensor) -> Tensor:
     return torch.lt(u, p.detach(), out=u).to(p.dtype)
 
 
+def categorical(logits: Tensor) -> Tensor:
+    """Draws from softmax(logits), (B, K) with B the batch, as indices (B,), by Gumbel's trick."""
+    u = uniform(*logits.shape, device=logits.device)
+    return (logits.detach().float() - (-u.log()).log()).argmax(-1)
+
+
 def sample(distribution: Distribution, rows: int) -> Tensor:
     """`rows` independent draws of a distribution without batch shape, (rows, *event_shape)."""
     return own_rows(distribution.sample(torch.Size([rows * _world])), rows)

@@ -75,7 +75,8 @@ class Conditional(ABC):
 
     So a conditional density has `log_prob(x, y=…)` and `sample(n, y=…)`, a conditional VAE `encode(x, y=…)` and
     `decode(z, y=…)`. Without y, `sample` draws the labels evenly and a density's `log_prob` is that of the even
-    mixture, log 1/K Σ_y p(x|y), at K times the work.
+    mixture, log 1/K Σ_y p(x|y), at K times the work; a model of p(x, y) does both by its own p(y), and its
+    `free_energy(x, y=…)` is that of x and y together.
 
     Attributes:
         classes: K, the number of labels, or None of an instance that was built to know nothing of labels.
@@ -203,7 +204,17 @@ class Harmonium(EnergyBased):
     """An energy model in two layers: units of one are independent given the other (Welling et al. 2005).
 
     What contrastive divergence needs of an RBM, binary or Gaussian: both halves of a Gibbs step and ∂E in closed form.
+    The visible units are those of x, unless a class has others, for labels say: then `units` gives their states, and
+    the methods below take and return these where they say x.
     """
+
+    def units(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The states of the visible units for examples (B, *shape) and, where some are for labels, their labels (B,).
+
+        Raises:
+            UsageError: some units are for labels, and there are none.
+        """
+        return x
 
     @abstractmethod
     def hidden_probability(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Energy models in two layers with binary visible units: what an RBM and its relatives share."""
+"""Energy models in two layers: what an RBM and its relatives share."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from gentrain import noise
 from gentrain.models.base import Harmonium
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
-class BinaryVisible(Harmonium):
-    """E(v, h) = e(h) - hᵀWv - bᵀv with binary v: p(v_i = 1 | h) = σ(b_i + Wᵀ_i h), whatever kind of units h is.
+class Bilinear(Harmonium):
+    """E(v, h) = e(h) - hᵀWv - bᵀv, whatever kinds of units v and h are.
 
-    A family's e(h) holds the hidden biases c, such that E[h | v] is a function of the field c + Wv.
+    A family's e(h) holds the hidden biases c, such that E[h | v] is a function of the field c + Wv, and the gradient
+    of the log-likelihood with respect to c is the difference of E[h] as it is that of E[v] with respect to b.
+
+    Args:
+        visible, hidden: units of either layer.
 
     Parameters: `weight` W (hidden, visible), `visible_bias` b, `hidden_bias` c.
     """
 
-    support = "binary"
-
-    def __init__(self, shape: Shape, hidden: PositiveInt):
+    def __init__(self, visible: PositiveInt, hidden: PositiveInt):
         super().__init__()
-        self.shape, self.hidden = tuple(shape), hidden
-        self.visible = math.prod(shape)
-        self.weight = nn.Parameter(0.01 * torch.randn(hidden, self.visible))  # Hinton 2010, section 8
-        self.visible_bias = nn.Parameter(torch.zeros(self.visible))
+        self.visible, self.hidden = visible, hidden
+        self.weight = nn.Parameter(0.01 * torch.randn(hidden, visible))  # Hinton 2010, section 8
+        self.visible_bias = nn.Parameter(torch.zeros(visible))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
 
     # Both products name `self.weight` itself: autocast converts a parameter once a step, a view of it every time.
@@ -35,12 +37,9 @@ class BinaryVisible(Harmonium):
         """c + Wv, (B, hidden)."""
         return nn.functional.linear(x.flatten(1), self.weight, self.hidden_bias)
 
-    def visible_probability(self, h: Tensor) -> Tensor:
-        """p(v = 1 | h), (B, *shape)."""
-        return torch.sigmoid(torch.addmm(self.visible_bias, h, self.weight)).view(-1, *self.shape)
-
-    def sample_visible(self, h: Tensor) -> Tensor:
-        return noise.bernoulli(self.visible_probability(h))
+    def visible_field(self, h: Tensor) -> Tensor:
+        """b + Wᵀh, (B, visible)."""
+        return torch.addmm(self.visible_bias, h, self.weight)
 
     def energy_gradient(self, data: tuple[Tensor, Tensor], chain: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         (v, h), (v_chain, h_chain) = ((x.flatten(1), h) for x, h in (data, chain))
@@ -53,11 +52,49 @@ class BinaryVisible(Harmonium):
             "hidden_bias": signed.sum(0, dtype=torch.float32),
         }
 
+
+class BinaryVisible(Bilinear):
+    """Binary v: p(v_i = 1 | h) = σ(b_i + Wᵀ_i h), whatever kind of units h is.
+
+    Args:
+        shape: of one example, any; it is flattened inside.
+        hidden: number of hidden units.
+    """
+
+    support = "binary"
+
+    def __init__(self, shape: Shape, hidden: PositiveInt):
+        super().__init__(math.prod(shape), hidden)
+        self.shape = tuple(shape)
+
+    def visible_probability(self, h: Tensor) -> Tensor:
+        """p(v = 1 | h), (B, *shape)."""
+        return torch.sigmoid(self.visible_field(h)).view(-1, *self.shape)
+
+    def sample_visible(self, h: Tensor) -> Tensor:
+        return noise.bernoulli(self.visible_probability(h))
+
     @torch.no_grad()
     def gibbs(self, x: Tensor, k: int) -> Tensor:
         for _ in range(k):
             x = self.sample_visible(self.sample_hidden(self.hidden_probability(x)))
         return x
+
+
+class BinaryHidden(Bilinear):
+    """Binary h, e(h) = -cᵀh: p(h_j = 1 | v) = σ(c_j + W_j v), whatever kind of units v is."""
+
+    def hidden_probability(self, x: Tensor) -> Tensor:
+        """p(h = 1 | v), (B, hidden)."""
+        return torch.sigmoid(self.hidden_field(x))
+
+    def sample_hidden(self, probability: Tensor) -> Tensor:
+        return noise.bernoulli(probability)
+
+    def energy_of_units(self, v: Tensor) -> Tensor:
+        """-bᵀv - Σ_j softplus(c_j + W_j v) in nats, (B,): the free energy of the visible units' states."""
+        v = v.flatten(1).to(self.weight.dtype)
+        return -(v @ self.visible_bias) - softplus(nn.functional.linear(v, self.weight, self.hidden_bias)).sum(-1)
 
 
 class LinearRBM(BinaryVisible):

@@ -25,12 +25,21 @@ from gentrain.models.base import (
     StartsFromMean,
     TemperedPath,
 )
-from gentrain.models.harmonium import BinaryVisible
+from gentrain.models.harmonium import BinaryHidden, BinaryVisible
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
 class RBM(
-    BinaryVisible, Enumerable, Annealed, PseudoLikelihood, Codes, Completes, Filters, Reconstructs, StartsFromMean
+    BinaryVisible,
+    BinaryHidden,
+    Enumerable,
+    Annealed,
+    PseudoLikelihood,
+    Codes,
+    Completes,
+    Filters,
+    Reconstructs,
+    StartsFromMean,
 ):
     """p(v) = Σ_h exp(-E(v, h)) / Z with E(v, h) = -hᵀWv - bᵀv - cᵀh, v and h binary (Smolensky 1986; Hinton 2002).
 
@@ -58,16 +67,8 @@ class RBM(
         self.burn_in = burn_in
         self._partition: tuple[list[Tensor], Tensor] | None = None
 
-    def hidden_probability(self, x: Tensor) -> Tensor:
-        """p(h = 1 | v), (B, hidden)."""
-        return torch.sigmoid(self.hidden_field(x))
-
-    def sample_hidden(self, probability: Tensor) -> Tensor:
-        return noise.bernoulli(probability)
-
     def free_energy(self, x: Tensor) -> Tensor:
-        v = x.flatten(1).to(self.weight.dtype)
-        return -(v @ self.visible_bias) - softplus(nn.functional.linear(v, self.weight, self.hidden_bias)).sum(-1)
+        return self.energy_of_units(x)
 
     @torch.no_grad()
     def sample(self, n: int, burn_in: int | None = None, start: Tensor | None = None) -> Tensor:

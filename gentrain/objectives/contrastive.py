@@ -57,7 +57,7 @@ class CD(_Contrastive):
 
     @torch.no_grad()
     def forward(self, model: Harmonium, batch: Batch, progress: float) -> Iterator[Update]:
-        x = v = batch.x
+        x = v = model.units(batch.x, batch.y)
         probability = p = model.hidden_probability(x)
         for _ in range(self.k):
             v = model.sample_visible(model.sample_hidden(p))
@@ -87,7 +87,7 @@ class PCD(_Contrastive):
 
     @torch.no_grad()
     def forward(self, model: Harmonium, batch: Batch, progress: float) -> Iterator[Update]:
-        x = batch.x
+        x = model.units(batch.x, batch.y)
         probability = model.hidden_probability(x)
         h = self.particles
         with noise.whole():

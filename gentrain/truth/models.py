@@ -78,7 +78,7 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None, y: Tensor | N
     if isinstance(model, EnergyBased):
         found["free_energy"] = model.free_energy(x)
     if isinstance(model, Harmonium):
-        found["hidden_probability"] = model.hidden_probability(x)
+        found["hidden_probability"] = model.hidden_probability(model.units(x, y))
     if isinstance(model, PseudoLikelihood):
         found["pseudo_log_likelihood"] = model.pseudo_log_likelihood(x)
     if z is not None and isinstance(model, LatentVariable):
@@ -285,19 +285,21 @@ def energy_gradient_is_right(case: Case) -> Verdict:
     """∂ of mean F(data) - mean F(chain) is `energy_gradient` with h at its expectation."""
     model = case.model
     assert isinstance(model, Harmonium)
-    x, v = case.x[:ROWS], model.gibbs(case.x[:7], 1)
+    x, v, y = case.x[:ROWS], model.gibbs(case.x[:7], 1), case.batches[0].y
+    at_x, at_v = given(model, None if y is None else y[:ROWS]), given(model, None if y is None else y[-7:])
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.enable_grad():
-        loss = model.free_energy(x).mean() - model.free_energy(v).mean()
+        loss = model.free_energy(x, **at_x).mean() - model.free_energy(v, **at_v).mean()
         wanted = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     with torch.no_grad():
-        given = model.energy_gradient((x, model.hidden_probability(x)), (v, model.hidden_probability(v)))
+        data, chain = model.units(x, **at_x), model.units(v, **at_v)
+        found = model.energy_gradient((data, model.hidden_probability(data)), (chain, model.hidden_probability(chain)))
     worst, where = 0.0, ""
     for (name, p), g in zip(parameters.items(), wanted, strict=True):
         g = torch.zeros_like(p) if g is None else g
-        if name not in given:
+        if name not in found:
             return math.inf, 1e-3, f"has no entry for {name}"
-        off = float((given[name] - g).norm() / (1e-6 + g.norm()))
+        off = float((found[name] - g).norm() / (1e-6 + g.norm()))
         worst, where = (off, name) if off >= worst else (worst, where)
     return worst, 1e-3, f"largest relative difference, of {where}"
 

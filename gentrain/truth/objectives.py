@@ -281,7 +281,7 @@ def update_descends(case: Case) -> Verdict | None:
                 for name, g in gradients(update, part).items() if i >= 40 else []:
                     total[name] = total.get(name, 0) + g
                     count += 1
-    exact = exact_gradient(model, batch.x, space.points)
+    exact = exact_gradient(model, batch.x, space.points, batch.y)
     a = torch.cat([total[name].flatten() for name in exact if name in total]).double()
     b = torch.cat([g.flatten() for name, g in exact.items() if name in total]).double()
     angle = math.degrees(math.acos(max(-1.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))))
@@ -292,11 +292,15 @@ def update_descends(case: Case) -> Verdict | None:
     )
 
 
-def exact_gradient(model: EnergyBased, data: Tensor, states: Tensor) -> dict[str, Tensor]:
-    """Parameter -> gradient of the mean of -log p over `data`, by autograd through the sum over all `states`."""
+def exact_gradient(model: EnergyBased, data: Tensor, states: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+    """Parameter -> gradient of the mean of -log p over `data`, by autograd through the sum over all `states`.
+
+    Of a model with label units the data are examples together with labels y (B,), and p is that of both.
+    """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.enable_grad():
-        loss = model.free_energy(data).mean() + torch.logsumexp(-model.free_energy(states).double(), 0)
+        energy = model.free_energy(data, **given(model, y)).mean()
+        loss = energy + torch.logsumexp(-model.free_energy(states).double(), 0)
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
 
@@ -327,6 +331,8 @@ def scores_are_true(case: Case) -> Verdict | None:
 def _defined(model: Generative, kind: str, x: Tensor, y: Tensor | None) -> Tensor | None:
     """Draws (R, B) of the quantity that `kind` names, R = 1 where it is not random; None for other kinds."""
     with torch.no_grad():
+        if kind == "exact" and isinstance(model, Density | Enumerable):
+            return model.log_prob(x)[None]
         if kind == kind_given(model, "exact") and isinstance(model, Density | Enumerable):
             return model.log_prob(x, **given(model, y))[None]
         if kind == "free-energy" and isinstance(model, EnergyBased):
