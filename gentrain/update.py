@@ -92,7 +92,7 @@ class Objective(nn.Module, ABC):
         """Yield the updates for one batch. `progress` in [0, 1) is the fraction of training that is done."""
 
     def fantasies(self, model: Any) -> Tensor | None:
-        """Where the chains that it trains by stand, its fantasy particles, as examples (n, *shape); None without any."""
+        """The chains that it trains by, its fantasy particles, as examples (n, *shape); None if it keeps none."""
         return None
 
     def validate(self, model: Any, batch: Batch) -> dict[str, Score]:
