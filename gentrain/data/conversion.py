@@ -158,3 +158,21 @@ class Conversion:
         if not (threshold or self.static or self.support == "levels" or self.spec.support == "real"):
             mean = (mean + 0.5) / self.levels if self.dequantize else mean / (self.levels - 1)
         return (2 * mean - 1 if self.support == "signed" else mean).to(torch.float32)
+
+    def deviation(self, x: Tensor) -> Tensor:
+        """The standard deviation of each element over x (N, *shape) and over the draws: float32, (*shape).
+
+        Raises:
+            UsageError: for tokens, which are names and have none.
+        """
+        mean = self.mean(x).double()
+        if self.support == "binary":
+            return (mean * (1 - mean)).sqrt().float()
+        scale = 1.0
+        if not (self.support == "levels" or self.spec.support == "real"):
+            scale = (2 if self.support == "signed" else 1) / (self.levels if self.dequantize else self.levels - 1)
+        x = x.cpu() if x.device.type == "mps" else x  # as in `mean`
+        centre = sum((piece.sum(0, dtype=torch.float64) for piece in x.split(_CHUNK)), mean.new_zeros(())) / len(x)
+        square = sum(((piece.double() - centre).square().sum(0) for piece in x.split(_CHUNK)), mean.new_zeros(()))
+        within = 1 / 12 if self.dequantize else 0.0  # the variance of u
+        return (scale * (square / len(x) + within).sqrt()).float()

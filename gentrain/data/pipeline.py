@@ -182,6 +182,10 @@ class Pipeline:
         """The mean training example in the model's support, expected over the draws, float32, (*shape)."""
         return self.conversion.mean(self._splits["train"].x).to(self.device)
 
+    def deviation(self) -> Tensor:
+        """The standard deviation of each element over training examples and draws, float32, (*shape)."""
+        return self.conversion.deviation(self._splits["train"].x).to(self.device)
+
 
 def _fits(x: Tensor, device: torch.device) -> bool:
     """Whether a set may stay on the device: half of a GPU's free memory is left to the model."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from gentrain import noise
 from gentrain.errors import UsageError
 from gentrain.types import Support
 
@@ -188,16 +189,31 @@ class LatentVariable(Generative):
         """p(x|z), batch shape (B,), event shape `shape`."""
 
 
-class EnergyBased(Generative):
-    """p(x) ∝ exp(-F(x)) with free energy F and a block Gibbs sampler."""
+class Unnormalised(Generative):
+    """p(x) ∝ exp(-F(x)) with a free energy F; the normaliser need not be known. How it is sampled is another matter."""
 
     @abstractmethod
     def free_energy(self, x: Tensor) -> Tensor:
-        """F(x) = -log Σ_h exp(-E(x, h)) in nats, (B,)."""
+        """F(x) in nats, (B,): the energy E(x) itself or, with hidden units, -log Σ_h exp(-E(x, h))."""
+
+
+class EnergyBased(Unnormalised):
+    """p(x) ∝ exp(-F(x)) and a Markov chain of that distribution.
+
+    A step of the chain keeps p(x): exactly, as Gibbs sampling in blocks or site by site and Metropolis-adjusted
+    Langevin dynamics do, or in the limit of small steps, as Langevin dynamics without that does. Which, says the class.
+    """
 
     @abstractmethod
     def gibbs(self, x: Tensor, k: int) -> Tensor:
-        """Run k full steps of the chain from x; the new x."""
+        """Run k full steps of the chain from x; the new x, without gradient."""
+
+    def start(self, n: int) -> Tensor:
+        """States (n, *shape) at which chains may begin: fair coin tosses for bits, N(0, 1) for reals, in training
+        from `gentrain.noise`."""
+        if self.support == "binary":
+            return noise.bernoulli(torch.full((n, *self.shape), 0.5, device=self.device))
+        return noise.normal(n, *self.shape, device=self.device)
 
 
 class Harmonium(EnergyBased):
@@ -419,3 +435,15 @@ class StartsFromMean(ABC):
     @abstractmethod
     def start_from_mean(self, mean: Tensor) -> None:
         """Set the biases from the training set's mean example, (*shape), in `support`. Called once before step 0."""
+
+
+class Standardises(ABC):
+    """Sees each element of x in a unit of its own, z = (x - mean)/scale: what is fixed about its steps and widths then
+    suits any data. Its densities are of x all the same."""
+
+    @abstractmethod
+    def standardise(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take up the mean and the standard deviation of the training examples' elements, (*shape), in `support`.
+
+        Called once before step 0; afterwards they stand in the model's buffers.
+        """
