@@ -31,6 +31,34 @@ class Reparametrised(Distribution, ABC):
         """z = g(ε) and log q(z) for ε (…, *batch, d): (…, *batch, d) and (…, *batch), with gradients."""
 
 
+class Discrete(Distribution, ABC):
+    """A distribution over vectors of bits whose draws are a function of as many uniform numbers: no gradient goes
+    through them.
+
+    Args:
+        like: a tensor of the batch shape and any event shape, for its device. event_shape: of a draw.
+    """
+
+    support = constraints.independent(constraints.boolean, 1)  # type: ignore[assignment]
+
+    def __init__(self, like: Tensor, event_shape: torch.Size):
+        self.like = like
+        super().__init__(like.shape[:-1], event_shape, validate_args=False)
+
+    @abstractmethod
+    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """z and log q(z) for u from [0, 1)^d, (…, *batch, d): (…, *batch, d) and (…, *batch)."""
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        return self.draw(torch.rand(*sample_shape, *self.batch_shape, *self.event_shape, device=self.like.device))[0]
+
+    @property
+    @abstractmethod
+    def centre(self) -> Tensor:
+        """The code, of probabilities, that stands for an example."""
+
+
 class Composed(Reparametrised):
     """A distribution given by `draw` and `log_prob` alone: it has no mean and no divergence in closed form.
 
@@ -129,6 +157,10 @@ class TransformedBy(Composed):
         return y.view(x.shape), log_det.view(x.shape[:-1])
 
 
+class BinaryLatent(LatentVariable):
+    """A latent variable of bits: p(x) = Σ_z p(x|z) p(z), and a draw of z has no gradient to what it was drawn by."""
+
+
 class Unlabelled(LatentVariable, Encodes, Reconstructs):
     """What a latent-variable model of p(x) has by its prior, encoder and decoder alone."""
 
@@ -160,16 +192,21 @@ def draw(q: Distribution, k: int) -> tuple[Tensor, Tensor]:
             f"q(z|x) is a {type(q).__name__}, whose draws carry no gradient to the encoder: ELBO and IWAE need a"
             " distribution with rsample"
         )
+    if isinstance(q, Discrete):
+        return q.draw(noise.uniform(rows, k, *code, device=_device(q)).transpose(0, 1))
     z = noise.replicate(lambda n: (q.rsample if q.has_rsample else q.sample)(torch.Size([n])), k)
     return z, q.log_prob(z)
 
 
-def _device(q: Reparametrised) -> torch.device:
-    return q.like.device if isinstance(q, Composed) else q.mean.device
+def _device(q: Reparametrised | Discrete) -> torch.device:
+    return q.like.device if isinstance(q, Composed | Discrete) else q.mean.device
 
 
 def centre(q: Distribution) -> Tensor:
-    """The code that stands for an example, (B, *code): q's mean, or its code at ε = 0 if q is `Composed`."""
+    """The code that stands for an example, (B, *code): q's mean, or its code at ε = 0 if q is `Composed`, or what a
+    `Discrete` q says."""
+    if isinstance(q, Discrete):
+        return q.centre
     return q.draw(torch.zeros_like(q.like))[0] if isinstance(q, Composed) else q.mean
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.models.base import LatentVariable, given, kind_given
-from gentrain.models.latent import divergence, draw, log_likelihood
+from gentrain.models.latent import BinaryLatent, divergence, draw, log_likelihood
 from gentrain.types import Fraction, NonNegativeFloat, PositiveInt
 from gentrain.update import Objective, Score, Update
 
@@ -27,6 +27,7 @@ class ELBO(Objective):
     """
 
     needs = LatentVariable
+    excludes = (BinaryLatent,)
     monitor = "elbo"
     compiled = ("terms",)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.models.base import LatentVariable, given, kind_given
-from gentrain.models.latent import divergence, draw, log_likelihood, log_weights
+from gentrain.models.latent import BinaryLatent, divergence, draw, log_likelihood, log_weights
 from gentrain.types import Fraction, PositiveInt
 from gentrain.update import Objective, Score, Update
 
@@ -40,6 +40,7 @@ class _Weighted(Objective):
     """
 
     needs = LatentVariable
+    excludes = (BinaryLatent,)
     monitor = "log_likelihood"
     compiled: ClassVar[tuple[str, ...]] = ("log_weights",)
     k: int

@@ -19,6 +19,7 @@ from gentrain.truth.spaces import (
     AtLabel,
     Integral,
     around,
+    codes_around,
     follow,
     over,
     quadrature,
@@ -60,7 +61,7 @@ def posterior_follows_itself(case: Case) -> Verdict:
     with torch.no_grad():
         q = model.encode(x[:1])
         draws = q.sample(torch.Size([case.n]))[:, 0]
-        space = around(draws)
+        space = codes_around(model, draws)
         if isinstance(space, str):
             raise Unchecked(space)
         log_q = over(lambda z: q.log_prob(z[:, None])[:, 0], space.points)
@@ -148,13 +149,16 @@ def bounds_rise(case: Case) -> Verdict:
 
 def _elbo(found: Integral, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """∫ q (log p(x, z) - log q) dz on the grid for those examples whose q lies on it, NaN for others; its uncertainty.
+    Over codes of bits it is a sum.
 
     Raises:
         Unchecked: no q lies on the grid.
     """
     space, gain = found.codes, found.log_joint - log_q
-    assert space.coarse is not None
     mass = (log_q + space.log_volume).exp()
+    if space.coarse is None:
+        whole = (mass * gain).sum(0)
+        return whole, torch.zeros_like(whole)
     fine, coarse = (mass * gain).sum(0), (mass * gain)[space.coarse].sum(0) * len(mass) / len(space.coarse)
     within = (mass.sum(0) - 1).abs() < 1e-3
     if not within.any():

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from gentrain.models.base import Conditional, Density, EnergyBased, Generative, LatentVariable
+from gentrain.models.latent import BinaryLatent
 
 STATES = 1 << 14
 """The largest discrete space that is listed."""
+CODES = 1 << 16
+"""The most codes of bits that are summed over."""
 CHUNK = 1 << 13
 """Points that a model is given at a time."""
 COARSE = 3
@@ -34,6 +37,7 @@ class Space:
         locate: examples (B, *shape) to bins, (B,); -1 where an example lies in none.
         coarse: indices of the points that make a grid `COARSE` times as coarse; None for discrete spaces.
         levels: values of an element of a discrete space, else None.
+        sides: of a cell of a grid, (D,); None for discrete spaces.
     """
 
     points: Tensor
@@ -43,6 +47,7 @@ class Space:
     locate: Callable[[Tensor], Tensor]
     coarse: Tensor | None = None
     levels: int | None = None
+    sides: Tensor | None = None
 
     def log_total(self, log_p: Tensor) -> Tensor:
         """log Σ p over axis 0 of `log_p` (M, …), float64."""
@@ -60,6 +65,15 @@ class Space:
         """The normalised probability of each bin, (bins,), float64."""
         p = torch.softmax(log_p.double(), 0)
         return torch.zeros(self.bins, dtype=p.dtype, device=p.device).index_add_(0, self.bin, p)
+
+    def draw(self, log_p: Tensor, n: int) -> Tensor:
+        """n draws from exp(log_p), normalised, (n, *shape); on a grid evenly within the cells."""
+        table = torch.softmax(log_p.double(), 0).cumsum(0)
+        u = torch.rand(n, dtype=table.dtype, device=table.device) * table[-1]
+        x = self.points[torch.searchsorted(table, u).clamp(max=len(table) - 1)]
+        if self.sides is None:
+            return x
+        return x + ((torch.rand(n, len(self.sides), device=x.device) - 0.5) * self.sides).view_as(x)
 
 
 def discrete(shape: tuple[int, ...], levels: int, dtype: torch.dtype = torch.float32) -> Space:
@@ -103,7 +117,13 @@ def grid(low: Tensor, high: Tensor, shape: tuple[int, ...], bins: int, cells: in
 
     volume = float(((high - low) / side).double().log().sum())
     return Space(
-        points, volume, (number // cells * place).sum(1), bins**dims, locate, coarse=torch.nonzero(centre).flatten()
+        points,
+        volume,
+        (number // cells * place).sum(1),
+        bins**dims,
+        locate,
+        coarse=torch.nonzero(centre).flatten(),
+        sides=(high - low) / side,
     )
 
 
@@ -121,6 +141,16 @@ def around(draws: Tensor, cells: int | None = None, beyond: float = 0.5) -> Spac
     return grid(low - margin, high + margin, tuple(draws.shape[1:]), *_fineness(flat.shape[1], cells))
 
 
+def codes_around(model: LatentVariable, draws: Tensor, cells: int | None = None, beyond: float = 0.5) -> Space | str:
+    """All codes of a model whose codes are bits; of others a grid over where `draws` (n, *code) lie, as of `around`."""
+    if not isinstance(model, BinaryLatent):
+        return around(draws, cells, beyond)
+    bits = draws[0].numel()
+    if 1 << bits > CODES:
+        return f"{bits} bits are too many to sum over, {CODES.bit_length() - 1} at most"
+    return _on(discrete(tuple(draws.shape[1:]), 2, draws.dtype), draws)
+
+
 def _fineness(dims: int, cells: int | None = None) -> tuple[int, int]:
     """Bins along an axis, and points along an axis of a bin."""
     return (20, cells or 18) if dims == 2 else (100, cells or 36)
@@ -134,12 +164,16 @@ def space_of(model: Generative, levels: int | None, like: Tensor) -> Space | str
         count = 2 if model.support == "binary" else levels or 2
         if size * math.log2(count) > math.log2(STATES):
             return f"{count}^{size} states are too many to list"
-        space = discrete(tuple(model.shape), count, like.dtype)
-        return Space(space.points.to(like), 0.0, space.bin.to(like.device), space.bins, space.locate, levels=count)
+        return _on(discrete(tuple(model.shape), count, like.dtype), like)
     if model.support == "real" or size > 2:
         return around(torch.cat([model.sample(4000).to(like), like]))
     low = torch.full((size,), 0.0 if model.support == "unit" else -1.0, device=like.device)
     return grid(low, torch.ones_like(low), tuple(model.shape), *_fineness(size))
+
+
+def _on(space: Space, like: Tensor) -> Space:
+    """A discrete space on the device of `like`."""
+    return replace(space, points=space.points.to(like), bin=space.bin.to(like.device))
 
 
 @torch.no_grad()
@@ -219,10 +253,11 @@ def quadrature(model: LatentVariable, x: Tensor) -> Integral | str:
     """∫ p(x|z) p(z) dz for each of x (B, *shape), in float64, or in words why it can't be had.
 
     By the midpoint rule, which converges faster than any power of the step for a smooth integrand with light tails.
+    Where codes are bits it is their sum.
     """
     draws = model.prior.sample(torch.Size([20_000]))
     for cells in (6, 18):
-        codes = around(draws, cells, beyond=0.25)
+        codes = codes_around(model, draws, cells, beyond=0.25)
         if isinstance(codes, str):
             return f"codes of {codes}"
         found = _integrate(model, x, codes)
@@ -232,19 +267,20 @@ def quadrature(model: LatentVariable, x: Tensor) -> Integral | str:
 
 
 def _integrate(model: LatentVariable, x: Tensor, codes: Space) -> Integral:
-    """The sum over the grid, a chunk of it at a time, and how much it differs from that over the coarser grid."""
-    assert codes.coarse is not None
-    prior, (points, total, kept) = model.prior, (codes.points, [], [])
+    """The sum over the codes, a chunk of them at a time, and how much it differs from that over the coarser grid."""
+    prior, points, total, coarser, kept = model.prior, codes.points, [], [], []
     on_coarse = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    on_coarse[codes.coarse] = True
+    if codes.coarse is not None:
+        on_coarse[codes.coarse] = True
     for z, also in zip(points.split(CHUNK), on_coarse.split(CHUNK), strict=True):
         p, log_prior = model.decode(z), prior.log_prob(z).double()
         log_joint = torch.stack([p.log_prob(v.expand(len(z), *v.shape)).double() + log_prior for v in x], 1)
-        total.append(torch.stack([torch.logsumexp(log_joint, 0), torch.logsumexp(log_joint[also], 0)]))
+        total.append(torch.logsumexp(log_joint, 0))
+        coarser.append(torch.logsumexp(log_joint[also], 0))
         kept += [log_joint] if len(x) <= FEW else []
-    fine, coarse = torch.logsumexp(torch.stack(total), 0) + codes.log_volume
-    coarse = coarse + codes.points[0].numel() * math.log(COARSE)
-    unsure = float((fine - coarse).abs().max())
+    fine = torch.logsumexp(torch.stack(total), 0) + codes.log_volume
+    coarse = torch.logsumexp(torch.stack(coarser), 0) + codes.log_volume + points[0].numel() * math.log(COARSE)
+    unsure = 0.0 if codes.coarse is None else float((fine - coarse).abs().max())
     return Integral(fine, unsure, codes, torch.cat(kept) if kept else torch.empty(0))
 
 
