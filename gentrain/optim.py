@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-Schedule = Literal["constant", "linear", "cosine", "step", "stages"]
+Schedule = Literal["constant", "linear", "cosine", "step", "stages", "harmonic"]
 
 
 def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float = 0.0) -> float:
@@ -28,7 +28,8 @@ def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float =
 
     After a linear rise over the first `warmup` of training, u in [0, 1) runs over the rest:
     constant 1; linear 1 - (1 - final) u; cosine final + (1 - final)(1 + cos πu)/2; step 0.1^⌊3u⌋ (two drops by ten);
-    stages 10^(-i/7) in eight stages i, each three times as long as the one before (Burda et al. 2016).
+    stages 10^(-i/7) in eight stages i, each three times as long as the one before (Burda et al. 2016);
+    harmonic 1/i in equal shares i = 1, 2, … 1/final (Salakhutdinov & Murray 2008, beside CD-i).
 
     >>> [schedule_factor("linear", t) for t in (0.0, 0.5)]
     [1.0, 0.5]
@@ -36,6 +37,8 @@ def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float =
     0.6
     >>> [round(schedule_factor("stages", epoch / 3280), 3) for epoch in (0, 0.9, 1.1, 3.9, 4.1, 1093.1, 3279)]
     [1.0, 1.0, 0.72, 0.72, 0.518, 0.1, 0.1]
+    >>> [round(schedule_factor("harmonic", t, final=0.04), 4) for t in (0.0, 0.041, 0.5, 0.999)]
+    [1.0, 0.5, 0.0769, 0.04]
     >>> schedule_factor("constant", 0.05, warmup=0.1)
     0.5
     """
@@ -50,6 +53,8 @@ def schedule_factor(schedule: str, t: float, warmup: float = 0.0, final: float =
         return final + (1 - final) * (1 + math.cos(math.pi * u)) / 2
     if schedule == "stages":
         return 10 ** (-math.floor(math.log(1 + u * (3**8 - 1), 3)) / 7)
+    if schedule == "harmonic":
+        return 1 / (1 + math.floor(u * round(1 / final)))
     return 0.1 ** math.floor(3 * u)
 
 
@@ -73,13 +78,21 @@ class Optim:
     parts: dict[str, dict[str, Any]] | None
 
     form = "fused"  # torch's fastest form of this optimizer
+    scheduled = ()  # settings that say how others change in training
 
     def factor(self, progress: float) -> float:
         return schedule_factor(self.schedule, progress, self.warmup, self.final)
 
+    def momentum_at(self, progress: float) -> float | None:
+        """The momentum of every part at this point of training; None leaves each its own."""
+        return None
+
     def build(self, part: str, module: nn.Module) -> Optimizer:
         """The optimizer of one part, over its trainable parameters."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SHARED} | {"lr": self.lr}
+        if self.schedule == "harmonic" and self.final == 0:
+            raise UsageError("optim.final=0: optim.schedule=harmonic falls to 1, 1/2, 1/3, … final; give e.g. 0.04")
+        scheduled = {*_SHARED, *self.scheduled}
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in scheduled} | {"lr": self.lr}
         own = self.of_part(part)
         hints = get_type_hints(type(self), include_extras=True)
         for key, value in own.items():
@@ -147,14 +160,37 @@ class AdamW(Optim):
 
 @dataclass(frozen=True)
 class SGD(Optim):
-    """Stochastic gradient descent, v <- momentum v + g + weight_decay θ, θ <- θ - lr v."""
+    """Stochastic gradient descent, v <- momentum v + g + weight_decay θ, θ <- θ - lr v.
+
+    Args:
+        momentum_final: what momentum is after the first `momentum_switch` of training; None leaves it.
+    """
 
     momentum: OpenFraction
     nesterov: bool
+    momentum_final: OpenFraction | None = None
+    momentum_switch: Fraction = 0.02
+
+    scheduled = ("momentum_final", "momentum_switch")
+
+    def momentum_at(self, progress: float) -> float | None:
+        """
+        >>> sgd = SGD(0.1, 0.0, "constant", 0.0, 0.0, None, 0.5, False, momentum_final=0.9, momentum_switch=0.02)
+        >>> [sgd.momentum_at(t) for t in (0.0, 0.019, 0.02, 0.5)]
+        [0.5, 0.5, 0.9, 0.9]
+        """
+        if self.momentum_final is None:
+            return None
+        return self.momentum if progress < self.momentum_switch else self.momentum_final
 
     def _optimizer(self, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
         if settings["nesterov"] and settings["momentum"] == 0:
             raise UsageError("optim.nesterov=true needs optim.momentum above 0")
+        if self.momentum_final is not None and settings["momentum"] != self.momentum:
+            raise UsageError(
+                f"optim.momentum_final={self.momentum_final}: is that of every part; leave it out, or"
+                " optim.parts.*.momentum"
+            )
         return super()._optimizer(groups, settings)
 
 

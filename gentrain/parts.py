@@ -35,8 +35,8 @@ class Part:
         self.bad = torch.zeros((), device=device.torch)
         self.bad_step = torch.full((), -1, device=device.torch, dtype=torch.int64)
 
-    def step(self, update: Update, factor: float, step: int) -> None:
-        """Move the part by one update; `factor` multiplies the learning rates.
+    def step(self, update: Update, factor: float, step: int, momentum: float | None = None) -> None:
+        """Move the part by one update; `factor` multiplies the learning rates, `momentum` takes the place of its own.
 
         Raises:
             NonFiniteError: the loss or a gradient is NaN or infinite; nothing has moved.
@@ -52,6 +52,8 @@ class Part:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip, self.norm)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+            if momentum is not None:
+                group["momentum"] = momentum
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()

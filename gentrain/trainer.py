@@ -127,13 +127,13 @@ class Trainer:
         """One batch: every update is carried out before the objective computes the next."""
         self.device.begin_step()
         progress = self.progress
-        factor = self.optim.factor(progress)
+        factor, momentum = self.optim.factor(progress), self.optim.momentum_at(progress)
         batch = self.pipeline.batch(self.step)
         updates = self.objective(self.model, batch, progress)
         try:
             while (update := self._next(updates)) is not None:
                 if update.loss is not None or update.grads is not None:
-                    self.parts[update.part].step(update, factor, self.step)
+                    self.parts[update.part].step(update, factor, self.step, momentum)
                 for name, value in update.metrics.items():
                     value = (
                         value.detach().clone() if self.device.graphs else value.detach()
