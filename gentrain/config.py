@@ -47,7 +47,7 @@ HOMES = {
 }
 """Where gentrain's own targets for each section live; a target of ours from anywhere else is refused."""
 
-_MODEL = re.compile(r"\$\{model\.\w+\}")
+_MODEL = re.compile(r"\$\{(model\.\w+|oc\.select:model\.\w+,null)\}")
 _FACT = re.compile(r"\$\{data\.(shape|levels|classes|support|vocabulary)\}")
 
 

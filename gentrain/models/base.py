@@ -232,6 +232,10 @@ class Harmonium(EnergyBased):
         """
         return x
 
+    def examples(self, units: Tensor) -> Tensor:
+        """The examples (B, *shape) among the visible units' states."""
+        return units
+
     @abstractmethod
     def hidden_probability(self, x: Tensor) -> Tensor:
         """E[h | x], (B, hidden)."""
@@ -250,6 +254,14 @@ class Harmonium(EnergyBased):
 
         Linear in h, so that h may be its expectation. The two may differ in number.
         """
+
+
+class Tempers(Harmonium):
+    """A harmonium that can be run at inverse temperatures β: p_β(x, h) ∝ exp(-β E(x, h))."""
+
+    @abstractmethod
+    def step_at(self, h: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x ~ p_β(x | h), h' ~ p_β(h' | x) and E(x, h') in nats, (B,); β is (B, 1), of each chain its own."""
 
 
 class Enumerable(EnergyBased):

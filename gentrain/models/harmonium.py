@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gentrain import noise
-from gentrain.models.base import Harmonium
+from gentrain.models.base import Harmonium, Tempers
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
@@ -71,8 +72,12 @@ class BinaryVisible(Bilinear):
         """p(v = 1 | h), (B, *shape)."""
         return torch.sigmoid(self.visible_field(h)).view(-1, *self.shape)
 
+    def draw_visible(self, field: Tensor) -> Tensor:
+        """v ~ p(v | h) given b + Wᵀh, (B, *shape)."""
+        return noise.bernoulli(torch.sigmoid(field)).view(-1, *self.shape)
+
     def sample_visible(self, h: Tensor) -> Tensor:
-        return noise.bernoulli(self.visible_probability(h))
+        return self.draw_visible(self.visible_field(h))
 
     @torch.no_grad()
     def gibbs(self, x: Tensor, k: int) -> Tensor:
@@ -81,8 +86,12 @@ class BinaryVisible(Bilinear):
         return x
 
 
-class BinaryHidden(Bilinear):
+class BinaryHidden(Bilinear, Tempers):
     """Binary h, e(h) = -cᵀh: p(h_j = 1 | v) = σ(c_j + W_j v), whatever kind of units v is."""
+
+    @abstractmethod
+    def draw_visible(self, field: Tensor) -> Tensor:
+        """v ~ p(v | h) given b + Wᵀh, (B, visible)."""
 
     def hidden_probability(self, x: Tensor) -> Tensor:
         """p(h = 1 | v), (B, hidden)."""
@@ -90,6 +99,13 @@ class BinaryHidden(Bilinear):
 
     def sample_hidden(self, probability: Tensor) -> Tensor:
         return noise.bernoulli(probability)
+
+    def step_at(self, h: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        v = self.draw_visible(beta * self.visible_field(h))
+        field = self.hidden_field(v)
+        h = noise.bernoulli(torch.sigmoid(beta * field))
+        energy = -(h * field).sum(-1, dtype=torch.float32)
+        return v, h, energy - (v.flatten(1) * self.visible_bias).sum(-1, dtype=torch.float32)
 
     def energy_of_units(self, v: Tensor) -> Tensor:
         """-bᵀv - Σ_j softplus(c_j + W_j v) in nats, (B,): the free energy of the visible units' states."""

@@ -71,8 +71,10 @@ class LabelUnits(BinaryHidden):
         return torch.cat([torch.sigmoid(field[:, : self.bits]), torch.softmax(field[:, self.bits :], 1)], 1)
 
     def sample_visible(self, h: Tensor) -> Tensor:
-        """v ~ p(v | h), (B, D + K)."""
-        field = self.visible_field(h)
+        return self.draw_visible(self.visible_field(h))
+
+    def draw_visible(self, field: Tensor) -> Tensor:
+        """v ~ p(v | h) given b + Wᵀh, (B, D + K)."""
         bits = noise.bernoulli(torch.sigmoid(field[:, : self.bits]))
         return self.join(bits, noise.categorical(field[:, self.bits :]))
 
@@ -190,8 +192,8 @@ class LabelRBM(
         """F(x), or F(x, y) of labels y (B,), in nats, (B,)."""
         return self.marginal_free_energy(x) if y is None else self.energy_of_units(self.join(x, y))
 
-    def _example(self, v: Tensor) -> Tensor:
-        return v[:, : self.bits].view(-1, *self.shape)
+    def examples(self, units: Tensor) -> Tensor:
+        return units[:, : self.bits].view(-1, *self.shape)
 
     def _label(self, x: Tensor) -> Tensor:
         return noise.categorical(self.log_class(x))
@@ -199,12 +201,12 @@ class LabelRBM(
     @torch.no_grad()
     def gibbs(self, x: Tensor, k: int) -> Tensor:
         """k steps of the chain over x and y from x and y ~ p(y | x), which is exact: so it keeps p(x)."""
-        return self._example(self.chain(self.join(x, self._label(x)), k))
+        return self.examples(self.chain(self.join(x, self._label(x)), k))
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
         """n independent chains from fair coin tosses after `burn_in` steps; labels y (n,) stay as they are given."""
-        return self._example(self.chain(self.tosses(n, y), self.burn_in, y))
+        return self.examples(self.chain(self.tosses(n, y), self.burn_in, y))
 
     @torch.no_grad()
     def complete(self, x: Tensor, known: Tensor, y: Tensor | None = None) -> Tensor:
@@ -228,7 +230,7 @@ class LabelRBM(
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """p(x = 1 | h) at h = `codes`: one mean-field step."""
-        return self._example(self.visible_probability(self.codes(x, y)))
+        return self.examples(self.visible_probability(self.codes(x, y)))
 
     def filters(self) -> Tensor:
         """The rows of W that look at x, (hidden, *shape)."""

@@ -11,12 +11,12 @@ from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.base import EnergyBased
-from gentrain.objectives.contrastive import _Contrastive
+from gentrain.objectives.contrastive import Contrastive
 from gentrain.types import Fraction, NonNegativeFloat, PositiveInt, Shape
 from gentrain.update import Update
 
 
-class Replay(_Contrastive):
+class Replay(Contrastive):
     """E_data[F(x)] - E_chains[F(x)] and its gradient, that of the mean of -log p(x) where the chains follow p(x): for
     any energy model that has a chain, networks too (Tieleman 2008; Du & Mordatch 2019, arXiv:1903.08689; Nijkamp et al.
     2019, arXiv:1904.09770).

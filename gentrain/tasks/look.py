@@ -87,9 +87,9 @@ class Look:
             return {}
         n = min(LOOKED_AT, self.pipeline.spec.sizes["train"])
         places = {"train": next(self.pipeline.evaluation("train", n, n)).x}
-        particles = trainer.objective.fantasies(model)
-        places |= {} if particles is None else {"particles": particles}
         with seeded(SEED):
+            particles = trainer.objective.fantasies(model)
+            places |= {} if particles is None else {"particles": particles}
             return {f"{name}/free_energy": float(model.free_energy(x).double().mean()) for name, x in places.items()}
 
     def draw(self, trainer: Trainer) -> Callable[[], None]:
@@ -106,7 +106,8 @@ class Look:
             drawn["reconstructions"] = pictures.show(pairs, model, spec.levels, columns=8)
         if isinstance(model, Filters) and images:
             drawn["filters"] = pictures.to_bytes(pictures.grid(pictures.filters(model, 100)))
-        particles = trainer.objective.fantasies(model)
+        with seeded(SEED):
+            particles = trainer.objective.fantasies(model)
         if particles is not None:
             drawn["particles"] = self._show(particles[:SHOWN] if images else particles, model)
         codes = pictures.codes(model, self._fixed.x, SEED) if isinstance(model, Codes) else None
