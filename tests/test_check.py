@@ -209,20 +209,28 @@ class Frozen(RBM):
         return x.clone()
 
 
+class Overwriting(RBM):
+    """The right chain, and the states that it is given are lost."""
+
+    def gibbs(self, x: Tensor, k: int) -> Tensor:
+        return x.copy_(super().gibbs(x.clone(), k))
+
+
 @pytest.mark.parametrize(
     ("kind", "claims"),
     [
         (
             Forgetful,
-            {"log Z is the sum over all states", "a Gibbs step keeps p(x)", "the energy gradient is autograd's",
+            {"log Z is the sum over all states", "a step of the chain keeps p(x)", "the energy gradient is autograd's",
              "probabilities sum to one"},
         ),
-        (Biased, {"samples follow p(x)", "a Gibbs step keeps p(x)"}),
+        (Biased, {"samples follow p(x)", "a step of the chain keeps p(x)"}),
         (Upside, {"the energy gradient is autograd's", "the update descends -log p(x)"}),
         (Partial, {"the energy gradient is autograd's", "every parameter learns"}),
         (Wasteful, {"log Z is the sum over all states", "probabilities sum to one"}),
         (Miscounting, {"pseudo-likelihood is the sum of conditionals"}),
-        (Frozen, {"a Gibbs step keeps p(x)", "samples follow p(x)"}),
+        (Frozen, {"a step of the chain keeps p(x)", "samples follow p(x)"}),
+        (Overwriting, {"a step of the chain keeps p(x)"}),
     ],
 )  # fmt: skip
 def test_an_energy_model_that_is_wrong(kind: type[RBM], claims: set[str]):

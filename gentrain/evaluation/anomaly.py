@@ -14,7 +14,7 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.codes import squared_error, unit_scaled
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
 from gentrain.evaluation.likelihood import ELBO
-from gentrain.models.base import Conditional, Density, EnergyBased, Generative, LatentVariable, Reconstructs
+from gentrain.models.base import Conditional, Density, Generative, LatentVariable, Reconstructs, Unnormalised
 from gentrain.types import PositiveInt
 
 Score = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Anomaly(Estimator):
         samples: draws of z an example, for the ELBO. resamples: of the bootstrap.
     """
 
-    needs = (Density, LatentVariable, EnergyBased, Reconstructs)
+    needs = (Density, LatentVariable, Unnormalised, Reconstructs)
 
     def __init__(
         self, against: str | dict[str, Any] | None = None, samples: PositiveInt = 10, resamples: PositiveInt = 200
@@ -81,7 +81,7 @@ class Anomaly(Estimator):
         if isinstance(model, LatentVariable):
             bound = ELBO(self.samples)
             scores["elbo"] = lambda x: -bound.bound(model, x)
-        if isinstance(model, EnergyBased):
+        if isinstance(model, Unnormalised):
             scores["free-energy"] = model.free_energy
         if isinstance(model, Reconstructs) and model.support != "tokens":
             scores["recon"] = lambda x: squared_error(

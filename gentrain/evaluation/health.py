@@ -18,7 +18,16 @@ from torch.nn.functional import softplus
 from gentrain.batch import Batch
 from gentrain.evaluation.codes import active, nearest, unit_scaled
 from gentrain.evaluation.estimator import Subject, seeded
-from gentrain.models.base import Adversarial, Decoder, Density, EnergyBased, LatentVariable, given
+from gentrain.models.base import (
+    Adversarial,
+    Decoder,
+    Density,
+    EnergyBased,
+    Harmonium,
+    LatentVariable,
+    Unnormalised,
+    given,
+)
 from gentrain.models.latent import centre, log_weights
 
 EXAMPLES = 500
@@ -189,7 +198,7 @@ after 200 steps, and must have forgotten where they came from by then at least t
 
 
 def mixing(patient: Patient) -> Iterator[Sign]:
-    """A chain that doesn't mix: the autocorrelation of a Gibbs chain's states, over all elements, after STEPS steps.
+    """A chain that doesn't mix: the autocorrelation of the Markov chain's states, over all elements, after STEPS steps.
 
     Chains start at data and first take SETTLE steps: those that fall into traps away from the data shall be seen there.
     """
@@ -202,9 +211,9 @@ def mixing(patient: Patient) -> Iterator[Sign]:
         if scale > 0:  # else all chains have met: there is nothing to remember
             correlation = float(before @ after) / scale
             line = (
-                f"the Gibbs chain doesn't mix: its states have a correlation of {correlation:.2f} after {STEPS} steps,"
+                f"the Markov chain doesn't mix: its states have a correlation of {correlation:.2f} after {STEPS} steps,"
                 " so its samples are not the model's; weight decay (optim.weight_decay), a smaller learning rate or"
-                " objective=pcd usually helps"
+                f" {'objective=pcd' if isinstance(model, Harmonium) else 'a larger objective.k'} usually helps"
             )
             yield judge("chain_correlation", correlation, correlation > REMEMBERS, line)
 
@@ -243,7 +252,7 @@ def _scorer(patient: Patient) -> Callable[[Batch], Tensor] | None:
     model = patient.subject.model
     if isinstance(model, Density):
         return lambda batch: model.log_prob(batch.x, **given(model, batch.y))
-    if isinstance(model, EnergyBased):
+    if isinstance(model, Unnormalised):
         return lambda batch: -model.free_energy(batch.x)
     if isinstance(model, LatentVariable):
         return lambda batch: log_weights(model, batch.x, batch.y, 1).squeeze(0)

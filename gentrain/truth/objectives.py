@@ -19,6 +19,7 @@ from gentrain.models.base import (
     Generative,
     LatentVariable,
     PseudoLikelihood,
+    Unnormalised,
     given,
     kind_given,
 )
@@ -335,7 +336,7 @@ def _defined(model: Generative, kind: str, x: Tensor, y: Tensor | None) -> Tenso
             return model.log_prob(x)[None]
         if kind == kind_given(model, "exact") and isinstance(model, Density | Enumerable):
             return model.log_prob(x, **given(model, y))[None]
-        if kind == "free-energy" and isinstance(model, EnergyBased):
+        if kind == "free-energy" and isinstance(model, Unnormalised):
             return model.free_energy(x)[None]
         if kind == "pseudo" and isinstance(model, PseudoLikelihood):
             return model.pseudo_log_likelihood(x)[None]
