@@ -230,7 +230,7 @@ def sweep(s: Tensor, field: Tensor, coupling: Tensor, order: Iterable[int], held
     """
     limit = torch.logit(noise.uniform(*s.shape, device=s.device)).t()  # u < σ(f) where logit(u) < f
     field = field.expand_as(s).t()
-    now = s.t().contiguous()
+    now = s.t().clone(memory_format=torch.contiguous_format)  # rows are units; the argument stays as it is
     for i in order:
         on = (torch.addmv(field[i], now.t(), coupling[i]) > limit[i]).to(s.dtype)
         now[i] = on if held is None else torch.where(held[i], now[i], on)
