@@ -40,8 +40,8 @@ class GaussianRBM(Standardised, Harmonium, Enumerable, Annealed, Codes, Complete
     Args:
         shape: of one example, any; it is flattened inside.
         hidden: number of hidden units.
-        std: σ, all alike, where training begins, in the data's standard deviations: at 1 in data without correlations, a ring
-            for instance, nothing would draw W away from 0.
+        std: σ, all alike, where training begins, in the data's standard deviations. At 1 nothing would draw W away
+            from 0 in data without correlations, such as a ring.
         learn_std: whether every σ_i is learned, by its logarithm. Only then can the model be sharper than `std`.
         floor: the least σ_i: what hardly varies would otherwise be learned ever more sharply.
         burn_in: Gibbs steps of `sample` and `complete`.
