@@ -58,6 +58,7 @@ class Objective(nn.Module, ABC):
         excludes: capabilities of models that have what is needed and are still not trained in this way.
         parts: names of the submodules it trains, each with its own optimizer; "" is the whole model. An objective whose
             settings decide that sets its own in the constructor.
+        leaves: names of submodules that it leaves as they are, on purpose; all else in the model is to learn.
         monitor: the `validate` quantity by which the best checkpoint is chosen (larger is better), or None where no
             honest one exists.
         continues: whether a row of a batch must go on where that row of the batch before ended (`Batch.starts`).
@@ -68,6 +69,7 @@ class Objective(nn.Module, ABC):
     needs: ClassVar[type]
     excludes: ClassVar[tuple[type, ...]] = ()
     parts: tuple[str, ...] = ("",)
+    leaves: tuple[str, ...] = ()
     monitor: ClassVar[str | None] = None
     continues: ClassVar[bool] = False
     compiled: ClassVar[tuple[str, ...]] = ()

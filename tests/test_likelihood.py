@@ -36,7 +36,7 @@ from gentrain.evaluation.features import samples
 from gentrain.evaluation.likelihood import ELBO, IWAE, Exact, Pseudo, findings
 from gentrain.evaluation.parzen import Parzen, parzen_log_likelihood
 from gentrain.models.base import Decoder, Density, Generative, LatentVariable, TemperedPath
-from gentrain.models.rbm import RBM, _blocks, _RBMPath, states
+from gentrain.models.rbm import RBM, RBMPath, _blocks, states
 from gentrain.types import Support
 
 SHORT = [(0.5, 100), (1.0, 700)]
@@ -176,7 +176,7 @@ def test_too_short_a_schedule_errs_to_the_two_sides_of_the_truth():
     assert reverse.value < truth.value < likelihood.value
 
 
-class WithoutTheHiddenUnits(_RBMPath):
+class WithoutTheHiddenUnits(RBMPath):
     """log Z_A without H log 2."""
 
     def __init__(self, rbm: RBM, base: Tensor):
@@ -184,7 +184,7 @@ class WithoutTheHiddenUnits(_RBMPath):
         self.log_partition -= rbm.hidden * math.log(2)
 
 
-class WithoutTheBase(_RBMPath):
+class WithoutTheBase(RBMPath):
     """A Gibbs step that forgets (1 - β) b_A."""
 
     def transition(self, state, beta: float):
@@ -195,8 +195,8 @@ class WithoutTheBase(_RBMPath):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("path_of", [_RBMPath, WithoutTheHiddenUnits, WithoutTheBase])
-def test_the_interval_would_tell_of_the_known_mistakes(path_of: type[_RBMPath]):
+@pytest.mark.parametrize("path_of", [RBMPath, WithoutTheHiddenUnits, WithoutTheBase])
+def test_the_interval_would_tell_of_the_known_mistakes(path_of: type[RBMPath]):
     rbm, subject = of_digits(12)
     path = path_of(rbm, torch.logit((subject.pipeline.mean().flatten() + 0.05) / 1.05))
     torch.manual_seed(0)
@@ -204,7 +204,7 @@ def test_the_interval_would_tell_of_the_known_mistakes(path_of: type[_RBMPath]):
     z = log_mean(weights)
     assert z.low is not None
     holds = path.log_partition + z.low <= rbm.log_partition().item() <= path.log_partition + z.high
-    assert holds == (path_of is _RBMPath)
+    assert holds == (path_of is RBMPath)
 
 
 def test_the_default_schedule_is_that_of_salakhutdinov_and_murray():

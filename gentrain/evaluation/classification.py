@@ -23,6 +23,8 @@ class Classification(Estimator):
     def unfit(self, subject: Subject) -> str | None:
         if (subject.spec.classes or 0) < 2:
             return f"was trained on data={subject.spec.name}, which has no labels"
+        if isinstance(subject.model, Classifies) and not subject.model.knows_labels:
+            return "was trained without labels: it knows no p(y|x)"
         return super().unfit(subject)
 
     def __call__(self, subject: Subject) -> Iterator[Finding]:

@@ -115,6 +115,11 @@ def kind_given(model: object, kind: str) -> str:
 class Classifies(ABC):
     """Knows the probabilities of an example's label, p(y|x), by itself."""
 
+    @property
+    def knows_labels(self) -> bool:
+        """Whether this instance does: one that was built, or trained, without labels doesn't."""
+        return True
+
     @abstractmethod
     def log_class(self, x: Tensor) -> Tensor:
         """log p(y | x) in nats for every label, (B, K)."""

@@ -5,13 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import linear, softplus
 
 from gentrain.models.base import LatentVariable
 from gentrain.models.latent import Discrete
+
+
+class Affine(NamedTuple):
+    """s -> W s + c."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, s: Tensor) -> Tensor:
+        return linear(s, self.weight, self.bias)
 
 
 class Cascade(Discrete):
@@ -22,14 +33,14 @@ class Cascade(Discrete):
         then: from each layer to the logits of the next.
         upside_down: the vector is (…, s_2, s_1) rather than (s_1, s_2, …).
 
-    >>> p = Cascade(torch.zeros(2, 1), [nn.Linear(1, 3)])
+    >>> p = Cascade(torch.zeros(2, 1), [Affine(torch.ones(3, 1), torch.zeros(3))])
     >>> p.sample().shape, p.log_prob(torch.zeros(5, 2, 4)).shape
     (torch.Size([2, 4]), torch.Size([5, 2]))
     """
 
-    def __init__(self, first: Tensor, then: Sequence[nn.Linear] = (), upside_down: bool = False):
+    def __init__(self, first: Tensor, then: Sequence[Affine] = (), upside_down: bool = False):
         self.first, self.then, self.upside_down = first.float(), then, upside_down
-        self.sizes = [first.shape[-1], *(layer.out_features for layer in then)]
+        self.sizes = [first.shape[-1], *(len(layer.bias) for layer in then)]
         super().__init__(first, torch.Size([sum(self.sizes)]))
 
     def layers(self, value: Tensor) -> list[Tensor]:
@@ -91,9 +102,19 @@ class Directed(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
+    def maps(self) -> list[Affine]:
+        """From s_0 to the logits of s_1, from s_1 to those of s_2, …."""
+        linears = [self.linear(i) for i in range(1, len(self.layers) + 1)]
+        return [Affine(layer.weight, layer.bias) for layer in linears]
+
     def given(self, s: Tensor) -> Cascade:
         """p(s_1, s_2, … | s_0) for s_0 (B, units)."""
-        return Cascade(self.linear(1)(s), [self.linear(i) for i in range(2, len(self.layers) + 1)])
+        return cascade(s, self.maps())
+
+
+def cascade(s: Tensor, maps: Sequence[Affine]) -> Cascade:
+    """p(s_1, s_2, … | s_0) for s_0 (B, units)."""
+    return Cascade(maps[0](s), maps[1:])
 
 
 class Helmholtz(LatentVariable):

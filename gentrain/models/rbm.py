@@ -25,7 +25,7 @@ from gentrain.models.base import (
     StartsFromMean,
     TemperedPath,
 )
-from gentrain.models.harmonium import BinaryHidden, BinaryVisible
+from gentrain.models.harmonium import Bilinear, BinaryHidden, BinaryVisible
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
@@ -172,7 +172,7 @@ class RBM(
         Whatever s is, p is kept within [1e-5, 1 - 1e-5].
         """
         p = ((mean.flatten().cpu().double() + smoothing) / (1 + smoothing)).clamp(1e-5, 1 - 1e-5)
-        return _RBMPath(self, torch.logit(p))
+        return RBMPath(self, torch.logit(p))
 
     @torch.no_grad()
     def pseudo_log_likelihood(self, x: Tensor, bits: int | None = None) -> Tensor:
@@ -204,23 +204,31 @@ class _Visible(NamedTuple):
     base: Tensor  # b_Aᵀv, (n,), float64
 
 
-class _RBMPath(TemperedPath[_Visible]):
+class RBMPath(TemperedPath[_Visible]):
     """From independent bits to an RBM. One β costs two matrix products: W v is kept until v moves.
 
     Products are in the model's own precision. What log weights add up is float64: differences of log p* at one v, in
     which the rounding of W v, which both terms share, all but cancels.
     """
 
-    def __init__(self, rbm: RBM, base: Tensor):
+    def __init__(self, rbm: Bilinear, base: Tensor):
         host = torch.device("cpu") if rbm.device.type == "mps" else rbm.device  # Apple's GPUs have no float64
         self.shape, self.device = rbm.shape, rbm.device
         self.W, self.b, self.c = (p.detach().to(host) for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias))
         self.base = base.to(host, self.W.dtype)
         self.biases = torch.stack([self.b, self.base], 1).double()
-        self.log_partition = softplus(self.base.double()).sum().item() + rbm.hidden * math.log(2)
+        self.log_partition = self.log_states(self.base.double()).item() + rbm.hidden * math.log(2)
+
+    def log_states(self, field: Tensor) -> Tensor:
+        """log Σ_v exp(fieldᵀv), a scalar, for visible units that are independent: field (visible,)."""
+        return softplus(field).sum()
+
+    def draw(self, field: Tensor) -> Tensor:
+        """v with p(v) ∝ exp(fieldᵀv), (n, visible)."""
+        return noise.bernoulli(torch.sigmoid(field))
 
     def start(self, n: int) -> _Visible:
-        return self._state(noise.bernoulli(torch.sigmoid(self.base).expand(n, -1)))
+        return self._state(self.draw(self.base.expand(n, -1)))
 
     def state(self, x: Tensor) -> _Visible:
         return self._state(x.flatten(1).to(self.W))
@@ -239,7 +247,7 @@ class _RBMPath(TemperedPath[_Visible]):
     def transition(self, state: _Visible, beta: float) -> _Visible:
         h = noise.bernoulli(torch.sigmoid(beta * state.field))
         bias = (1 - beta) * self.base + beta * self.b
-        return self._state(noise.bernoulli(torch.sigmoid(torch.addmm(bias, h, self.W, alpha=beta))))
+        return self._state(self.draw(torch.addmm(bias, h, self.W, alpha=beta)))
 
 
 def log_partition(W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: int = 7) -> Tensor:

@@ -60,8 +60,7 @@ class SBN(Helmholtz, BinaryLatent, Unlabelled, Filters, StartsFromMean):
     def prior(self) -> Cascade:
         """p(h_L) … p(h_1|h_2)."""
         assert self.generative.top is not None
-        between = [self.generative.linear(i) for i in range(1, len(self.hidden))]
-        return Cascade(self.generative.top, between, upside_down=True)
+        return Cascade(self.generative.top, self.generative.maps()[:-1], upside_down=True)
 
     def encode(self, x: Tensor) -> Cascade:
         return self.recognition.given(x.flatten(1))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gentrain import noise
 from gentrain.models.autoencoder import Autoencoding
 
 
@@ -35,12 +36,22 @@ class Stack(nn.Module, ABC):
     def up(self, i: int, x: Tensor) -> Tensor:
         """What layer i makes of its own examples (B, units below), expected values: (B, units)."""
 
-    def upward(self, x: Tensor, i: int) -> Tensor:
-        """The examples of layer i for data x (B, *shape): x itself for layer 1, the code of layer L for i = L + 1."""
+    def upward(self, x: Tensor, i: int, sampled: bool = False) -> Tensor:
+        """The examples of layer i for data x (B, *shape): x itself for layer 1, the code of layer L for i = L + 1.
+
+        Args:
+            sampled: bits are drawn, in every layer, with the expected values for probabilities.
+        """
         h = x.flatten(1) if i > 1 else x
         for below in range(1, i):
             h = self.up(below, h)
+            h = noise.bernoulli(h) if sampled else h
         return h
+
+    def begin(self, i: int) -> bool:
+        """Called before layer i, from 2, is trained for the first time: it may start from what those below have
+        learned. Whether anything has changed."""
+        return False
 
 
 class Ends(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
@@ -27,6 +27,7 @@ class Greedy(Objective):
     Args:
         hidden: units of the layers, `${model.hidden}`: one part for each.
         inner: trains a single layer.
+        sampled: a layer's examples are bits, drawn from the probabilities of the units below, and not these.
 
     Raises:
         UsageError: `inner` trains several parts.
@@ -35,8 +36,9 @@ class Greedy(Objective):
     needs = Stack
     trained: Tensor
 
-    def __init__(self, hidden: Sequence[PositiveInt], inner: Objective):
+    def __init__(self, hidden: Sequence[PositiveInt], inner: Objective, sampled: bool = False):
         super().__init__()
+        self.sampled = sampled
         if tuple(inner.parts) != ("",):
             raise UsageError(
                 f"objective.inner={type(inner).__name__}: trains the parts {', '.join(inner.parts)} of a model; a layer"
@@ -45,6 +47,8 @@ class Greedy(Objective):
         self.inner = inner
         self.parts = tuple(f"layer{i + 1}" for i in range(len(hidden)))
         self.register_buffer("trained", torch.ones((), dtype=torch.int64))
+        self._at: int | None = None  # the same, without asking a device: None if a checkpoint may have been loaded
+        self.register_load_state_dict_post_hook(_forget)
 
     def require(self, model: Stack) -> None:
         if model.depth != len(self.parts):
@@ -64,9 +68,15 @@ class Greedy(Objective):
     def forward(self, model: Stack, batch: Batch, progress: float) -> Iterator[Update]:
         position = progress * model.depth
         i = min(int(position), model.depth - 1) + 1
-        self.trained.fill_(i)
+        if i != self._at:
+            with torch.no_grad():
+                changed = i > int(self.trained) and model.begin(i)
+            if changed:
+                yield Update()
+            self.trained.fill_(i)
+            self._at = i
         with torch.no_grad():
-            x = model.upward(batch.x, i)
+            x = model.upward(batch.x, i, self.sampled)
             if i == model.depth and isinstance(model, Unrolled):
                 model.observe(model.up(i, x))
         for update in self.inner(model.layer(i), batch._replace(x=x), min(position - i + 1, 1 - 1e-9)):
@@ -77,6 +87,11 @@ class Greedy(Objective):
         i = int(self.trained)
         scores = self.inner.validate(model.layer(i), batch._replace(x=model.upward(batch.x, i)))
         return {f"layer{i}/{name}": score for name, score in scores.items()}
+
+
+def _forget(module: nn.Module, incompatible: object) -> None:
+    assert isinstance(module, Greedy)
+    module._at = None
 
 
 class Finetune(Reconstruction):
