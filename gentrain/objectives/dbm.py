@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.dbm import DBM
+from gentrain.objectives.refinements import batch_mean, centred
 from gentrain.objectives.stages import Stages
 from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, Shape
 from gentrain.update import Objective, Score, Update
@@ -30,20 +30,16 @@ class JointDBM(Objective):
     v, and the chains', of which the odd layers enter with their probabilities given the even ones, that of the model.
     Every process of a distributed run holds and advances all chains, with the same draws.
 
-    With `centering` the statistics are taken about the layers' mean activities λ, which are running means of mean
-    field: ∇W = ⟨(h - λ)(g - λ')ᵀ⟩_data - ⟨…⟩_model, and biases give way by as much as λ and λ' do (Montavon & Müller
-    2012; for the usual parameters Melchior et al. 2016, JMLR 17:99). Machines without pretraining learn by it.
-
-    With `sparsity` the mean activities q of a hidden layer's units, running means too, are drawn to a target p: cost
-    (q - p) is added to the gradient with respect to the field that comes from below (Salakhutdinov's code).
+    Refinements are those of an RBM's training, for all layers: see `Refinements`. Machines without pretraining need
+    centering (Montavon & Müller 2012).
 
     Args:
         shape: of one example, `${data.shape}`. hidden: units of the layers, `${model.hidden}`.
         particles: chains. k: Gibbs sweeps an update.
         sweeps: of mean field, at most. tolerance: it ends when no μ moves by more; 0 never looks, which a GPU likes.
-        centering: about mean activities.
+        centering: share of a batch's means in the offsets of all layers, which begin at 1/2; None doesn't center.
         sparsity: target of each hidden layer, [0.2, 0.1] for instance, or None. sparsity_cost: of being off.
-        damping: of the running means: m <- damping m + (1 - damping) (the batch's mean).
+        sparsity_damping: share of the mean activities that is kept.
         max_norm: largest norm of the weights of a unit to the layer below, or None.
 
     Raises:
@@ -52,7 +48,9 @@ class JointDBM(Objective):
 
     needs = DBM
     chains: Tensor
-    means: Tensor
+    offsets: Tensor
+    targets: Tensor
+    activity: Tensor
 
     def __init__(
         self,
@@ -62,10 +60,10 @@ class JointDBM(Objective):
         k: PositiveInt = 5,
         sweeps: PositiveInt = 10,
         tolerance: NonNegativeFloat = 1e-7,
-        centering: bool = False,
-        sparsity: Sequence[Fraction] | None = None,
+        centering: Fraction | None = None,
+        sparsity: Sequence[OpenFraction] | None = None,
         sparsity_cost: NonNegativeFloat = 0.001,
-        damping: OpenFraction = 0.9,
+        sparsity_damping: OpenFraction = 0.9,
         max_norm: PositiveFloat | None = None,
     ):
         super().__init__()
@@ -75,11 +73,16 @@ class JointDBM(Objective):
                 " one for each, or null"
             )
         self.k, self.sweeps, self.tolerance = k, sweeps, tolerance
-        self.centering, self.damping, self.max_norm = centering, damping, max_norm
-        self.sparsity, self.sparsity_cost = sparsity, sparsity_cost
+        self.centering, self.max_norm = centering, max_norm
+        self.sparsity, self.cost, self.damping = sparsity, sparsity_cost, sparsity_damping
         self.sizes = [math.prod(shape), *hidden]
         self.register_buffer("chains", torch.rand(particles, sum(self.sizes)).round())
-        self.register_buffer("means", torch.full((sum(self.sizes),), 0.5))
+        if centering is not None:
+            self.register_buffer("offsets", torch.full((sum(self.sizes),), 0.5))
+        if sparsity is not None:
+            targets = [torch.full((n,), float(target)) for n, target in zip(hidden, sparsity, strict=True)]
+            self.register_buffer("targets", torch.cat(targets), persistent=False)
+            self.register_buffer("activity", torch.cat(targets))
 
     def require(self, model: DBM) -> None:
         if model.sizes != self.sizes:
@@ -96,24 +99,31 @@ class JointDBM(Objective):
             for _ in range(self.k):
                 h, p = model.gibbs(h)
         self.chains.copy_(torch.cat(h, 1))
-        weights, biases = model.energy_gradient(data, p)
-        now = torch.cat([noise.of_all_processes(layer).float().mean(0) for layer in data])
-        self.means.lerp_(now, 1 - self.damping)
-        means = self.means.split(self.sizes)
-        if self.sparsity is not None:
-            for i, (target, below) in enumerate(zip(self.sparsity, now.split(self.sizes), strict=False)):
-                pull = self.sparsity_cost * (means[i + 1] - target)
-                biases[i + 1] = biases[i + 1] + pull
-                weights[i] = weights[i] + torch.outer(pull, below)
-        if self.centering:
-            weights, biases = centred(weights, biases, means)
+        weights, biases = self.refine(*model.energy_gradient(data, p), data)
         metrics = {f"activity{i}": layer.mean() for i, layer in enumerate(data[1:], 1)}
         yield Update(grads=model.by_name(weights, biases), metrics=metrics)
         if self.max_norm is not None:
             for i in range(1, model.depth + 1):
                 model.rbm(i).weight.copy_(torch.renorm(model.rbm(i).weight, 2, 0, self.max_norm))
 
-    def particles(self, model: DBM) -> Tensor:
+    def refine(
+        self, weights: list[Tensor], biases: list[Tensor], data: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradient to step by, from that of the bound and the layers' means on data."""
+        if self.sparsity is None and self.centering is None:
+            return weights, biases
+        means = [batch_mean(layer) for layer in data]
+        if self.sparsity is not None:
+            self.activity.lerp_(torch.cat(means[1:]), 1 - self.damping)
+            pull = (self.cost * (self.activity - self.targets)).split(self.sizes[1:])
+            weights = [g + torch.outer(p, below) for g, p, below in zip(weights, pull, means, strict=False)]
+            biases = [biases[0], *(g + p for g, p in zip(biases[1:], pull, strict=True))]
+        if self.centering is not None:
+            self.offsets.lerp_(torch.cat(means), self.centering)
+            weights, biases = centred(weights, biases, self.offsets.split(self.sizes))
+        return weights, biases
+
+    def fantasies(self, model: DBM) -> Tensor:
         return model.layers_of(self.chains)[0].view(-1, *model.shape)
 
     @torch.no_grad()
@@ -126,27 +136,6 @@ class JointDBM(Objective):
             scores["bound"] = Score(bound - log_z.to(bound), model.bound_kind)
             scores["log_likelihood"] = Score(model.log_prob(batch.x), "exact")
         return scores
-
-
-def centred(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], means: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """A gradient with respect to W and c such that a step along it is one of the machine whose energy is written in
-    h - λ, E = -Σ (h_l - λ_l)ᵀ W_l (h_{l-1} - λ_{l-1}) - Σ c'_lᵀ (h_l - λ_l).
-
-    c_l = c'_l - W_l λ_{l-1} - W_{l+1}ᵀ λ_{l+1}, so ∂W' = ∂W - ∂c_l λ_{l-1}ᵀ - λ_l ∂c_{l-1}ᵀ and ∂c' = ∂c; then what
-    c changes by as W does is taken from ∂c.
-
-    Args:
-        weights: ∂W_1 … ∂W_L. biases: ∂c_0 … ∂c_L. means: λ_0 … λ_L.
-    """
-    pairs = zip(weights, pairwise(biases), pairwise(means), strict=True)
-    moved = [g - torch.outer(above, low) - torch.outer(high, below) for g, (below, above), (low, high) in pairs]
-    shifted = list(biases)
-    for i, g in enumerate(moved):
-        shifted[i] = shifted[i] - means[i + 1] @ g
-        shifted[i + 1] = shifted[i + 1] - g @ means[i]
-    return moved, shifted
 
 
 class PretrainDBM(Stages):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -95,15 +96,14 @@ class Refinements(nn.Module):
         """The gradient to step by, from that of the loss and the units' states on data v (B, D), E[h | v] (B, H)."""
         W, b, c = (grads[name] for name in ("weight", "visible_bias", "hidden_bias"))
         if self.sparsity is not None:
-            self.activity.lerp_(_mean(probability), 1 - self.damping)
+            self.activity.lerp_(batch_mean(probability), 1 - self.damping)
             pull = self.cost * (self.activity - self.sparsity)
-            W, c = W + torch.outer(pull, _mean(v)), c + pull
+            W, c = W + torch.outer(pull, batch_mean(v)), c + pull
         if self.centering is not None:
             mu, lam = self.visible_mean, self.hidden_mean
-            mu.lerp_(_mean(v), self.centering)
-            lam.lerp_(_mean(probability), self.centering)
-            W = W - torch.outer(lam, b) - torch.outer(c, mu)
-            b, c = b - lam @ W, c - W @ mu
+            mu.lerp_(batch_mean(v), self.centering)
+            lam.lerp_(batch_mean(probability), self.centering)
+            (W,), (b, c) = centred([W], [b, c], [mu, lam])
         return {**grads, "weight": W, "visible_bias": b, "hidden_bias": c}
 
     @torch.no_grad()
@@ -113,6 +113,27 @@ class Refinements(nn.Module):
             model.weight.copy_(torch.renorm(model.weight, p=2, dim=0, maxnorm=self.max_norm))
 
 
-def _mean(x: Tensor) -> Tensor:
+def centred(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], means: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """A gradient along which a step is one of the machine of layers h_0 … h_L whose energy is written in h - λ,
+    E = -Σ_l (h_l - λ_l)ᵀ W_l (h_{l-1} - λ_{l-1}) - Σ_l c'_lᵀ (h_l - λ_l).
+
+    c_l = c'_l - W_l λ_{l-1} - W_{l+1}ᵀ λ_{l+1}, so ∂W' = ∂W - ∂c_l λ_{l-1}ᵀ - λ_l ∂c_{l-1}ᵀ and ∂c' = ∂c; and as W
+    changes, c does so too.
+
+    Args:
+        weights: ∂W_1 … ∂W_L. biases: ∂c_0 … ∂c_L. means: λ_0 … λ_L. An RBM is of two layers, L = 1.
+    """
+    pairs = zip(weights, pairwise(biases), pairwise(means), strict=True)
+    moved = [g - torch.outer(above, low) - torch.outer(high, below) for g, (below, above), (low, high) in pairs]
+    shifted = list(biases)
+    for i, g in enumerate(moved):
+        shifted[i] = shifted[i] - means[i + 1] @ g
+        shifted[i + 1] = shifted[i + 1] - g @ means[i]
+    return moved, shifted
+
+
+def batch_mean(x: Tensor) -> Tensor:
     """Over the whole batch, where several processes share it, (units,), float32."""
     return noise.of_all_processes(x.flatten(1).mean(0, keepdim=True, dtype=torch.float32)).mean(0)
