@@ -177,8 +177,8 @@ class Forgetful(RBM):
 class Biased(RBM):
     """A Gibbs step that leaves out the visible bias."""
 
-    def visible_probability(self, h: Tensor) -> Tensor:
-        return torch.sigmoid(h @ self.weight).view(-1, *self.shape)
+    def visible_field(self, h: Tensor) -> Tensor:
+        return h @ self.weight
 
 
 class Upside(RBM):
