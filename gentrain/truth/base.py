@@ -121,6 +121,7 @@ def truths() -> Sequence[Truth]:
     """Every claim there is a check of."""
     from gentrain.truth import (  # noqa: F401 -- they register their checks
         autoregressive,
+        bounded,
         invertible,
         labels,
         latent,

@@ -11,10 +11,12 @@ from gentrain.truth.models import ROUNDING, ROWS
 
 @claims("p(y|x) is the joint's, and sums to one", Classifies)
 @torch.no_grad()
-def log_class_is_right(case: Case) -> Verdict:
+def log_class_is_right(case: Case) -> Verdict | None:
     """Of a model with the energy of x and y together it is softmax(-F(x, y)), and F(x) their sum over y."""
     model, x = case.model, case.x[:ROWS]
     assert isinstance(model, Classifies)
+    if not model.knows_labels:
+        return None
     log_p = model.log_class(x).double()
     if log_p.dim() != 2 or len(log_p) != len(x) or not log_p.isfinite().all():
         return float("inf"), ROUNDING, f"log_class is {tuple(log_p.shape)} of {len(x)} examples, or not finite"
