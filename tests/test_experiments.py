@@ -24,7 +24,7 @@ from gentrain.files import read_json
 from gentrain.run import Run
 from gentrain.settings import Expectation
 from gentrain.tasks import results
-from gentrain.tasks.reproduce import judge, plan
+from gentrain.tasks.reproduce import Reproduction, judge, plan
 
 NAMES = config.groups()["experiment"]
 
@@ -403,3 +403,15 @@ class TestPage:
         waiting = page[page.index("## Not run yet") :]
         assert "base_rate_mnist" in waiting and "fits" not in waiting
         assert (folder / "fits.png").read_bytes()[:4] == b"\x89PNG"
+
+    def test_recording_what_writes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run, name = tmp_path / "run", "char_rnn_shakespeare"
+        (run / "samples").mkdir(parents=True)
+        for step, text in ((5, "early"), (50, "To be,\n\nor not")):
+            (run / "samples" / f"samples-{step:08d}.txt").write_text(text)
+        shutil.copyfile(self.FOLDER / f"{name}.json", run / "reproduction.json")
+        monkeypatch.setattr(results, "documents", lambda: tmp_path / "docs")
+        (tmp_path / "docs").mkdir()
+        results.record(Reproduction(name, run, "pass", {}, [], [], {}))
+        assert (tmp_path / "docs" / "results" / f"{name}.txt").read_text() == "To be,\n\nor not"
+        assert "\n\n    To be,\n\n    or not\n\n" in (tmp_path / "docs" / "results.md").read_text()

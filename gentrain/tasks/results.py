@@ -44,7 +44,7 @@ def documents() -> Path:
 
 
 def record(found: Reproduction) -> None:
-    """Keep a reproduction's numbers and picture in `docs/results`, and make the page anew.
+    """Keep a reproduction's numbers and picture, or text, in `docs/results`, and make the page anew.
 
     Raises:
         UsageError: the recipe was changed, or there is no checkout.
@@ -59,10 +59,10 @@ def record(found: Reproduction) -> None:
     content = read_json(found.run / NAME)
     words = [word for word in content["command"].split() if not word.startswith(LOCAL)]
     content |= {"command": " ".join(words), "run": "/".join(found.run.parts[-3:]), "picture": None}
-    pictures = sorted((found.run / "samples").glob("samples-*.png"))
-    if pictures:
-        content["picture"] = f"{found.experiment}.png"
-        shutil.copyfile(pictures[-1], folder / content["picture"])
+    drawn = sorted(path for kind in ("png", "txt") for path in (found.run / "samples").glob(f"samples-*.{kind}"))
+    if drawn:
+        content["picture"] = f"{found.experiment}{drawn[-1].suffix}"
+        shutil.copyfile(drawn[-1], folder / content["picture"])
     write_json(folder / f"{found.experiment}.json", content)
     write(docs)
 
@@ -76,7 +76,7 @@ def render(folder: Path) -> str:
     """The page, from the records in `folder`."""
     records = {name: _read(folder / f"{name}.json") for name in experiments() if (folder / f"{name}.json").exists()}
     parts = [INTRODUCTION, "\n".join(_overview(records))]
-    parts += ["\n".join(_section(name, content)) for name, content in records.items()]
+    parts += ["\n".join(_section(name, content, folder)) for name, content in records.items()]
     waiting = [name for name in experiments() if name not in records]
     if waiting:
         parts.append("\n".join(_waiting(waiting)))
@@ -126,7 +126,11 @@ def _overview(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield ""
 
 
-def _section(name: str, content: Mapping[str, Any]) -> Iterator[str]:
+LINES = 16
+"""Of a text that a model wrote, on the page."""
+
+
+def _section(name: str, content: Mapping[str, Any], folder: Path) -> Iterator[str]:
     title, text = comments(name)
     yield f"## {name}"
     yield ""
@@ -147,7 +151,11 @@ def _section(name: str, content: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "".join(_provenance(content))
     yield ""
-    if content["picture"]:
+    if (content["picture"] or "").endswith(".txt"):
+        lines = (folder / content["picture"]).read_text(encoding="utf-8").split("\n")[:LINES]
+        yield from (f"    {line}".rstrip() for line in lines)
+        yield ""
+    elif content["picture"]:
         yield f"![Samples of {name}](results/{content['picture']})"
         yield ""
 
