@@ -22,7 +22,7 @@ class Bound(Annealing):
     `partition`, and give the interval log(Ẑ ± 3σ̂) of an annealed one.
 
     Args:
-        draws: evaluations of the bound an example, whose mean is taken: one that takes no draws needs 1.
+        draws: evaluations of the bound an example, whose mean is taken; 1 where it takes no draws.
         chains: M, independent runs. chunk: of them at a time.
         schedule: [end, steps] of each segment of β; the last ends at 1.
         smoothing: of the base rates, towards 1, as in `RBM.tempered`.
@@ -47,9 +47,10 @@ class Bound(Annealing):
         model = subject.model
         assert isinstance(model, Bounded)
         log_z, settings = self._partition(subject, model)
+        draws = self.draws if model.bound_draws else 1
 
         def of(batch: Any) -> torch.Tensor:
-            return torch.stack([model.log_bound(batch.x).double() for _ in range(self.draws)]).mean(0) - log_z
+            return torch.stack([model.log_bound(batch.x).double() for _ in range(draws)]).mean(0) - log_z
 
         values = over_examples(subject, model.bound_kind, of)
         yield from findings(subject, "log_likelihood", model.bound_kind, values, **settings)

@@ -22,9 +22,9 @@ from gentrain.models.base import (
     Adversarial,
     Decoder,
     Density,
-    EnergyBased,
     Harmonium,
     LatentVariable,
+    MarkovChain,
     Unnormalised,
     given,
 )
@@ -203,9 +203,9 @@ def mixing(patient: Patient) -> Iterator[Sign]:
     Chains start at data and first take SETTLE steps: those that fall into traps away from the data shall be seen there.
     """
     model = patient.subject.model
-    if isinstance(model, EnergyBased):
-        x = model.gibbs(patient.examples(patient.split, CHAINS), SETTLE)
-        y = model.gibbs(x, STEPS)
+    if isinstance(model, MarkovChain):
+        state = model.chain_step(model.chain_at(patient.examples(patient.split, CHAINS)), SETTLE)
+        x, y = (model.chain_example(s) for s in (state, model.chain_step(state, STEPS)))
         before, after = ((t.float() - t.float().mean(0)).flatten() for t in (x, y))
         scale = float(before.norm() * after.norm())
         if scale > 0:  # else all chains have met: there is nothing to remember

@@ -202,8 +202,24 @@ class Unnormalised(Generative):
         """F(x) in nats, (B,): the energy E(x) itself or, with hidden units, -log Σ_h exp(-E(x, h))."""
 
 
-class EnergyBased(Unnormalised):
-    """p(x) ∝ exp(-F(x)) and a Markov chain of that distribution.
+class MarkovChain(Generative):
+    """Is sampled by a Markov chain. Its states may hold more than an example, hidden layers for instance."""
+
+    @abstractmethod
+    def chain_at(self, x: Tensor) -> Tensor:
+        """States (n, …) of chains that are at examples (n, *shape)."""
+
+    @abstractmethod
+    def chain_step(self, state: Tensor, k: int) -> Tensor:
+        """The states k full steps later, without gradient."""
+
+    @abstractmethod
+    def chain_example(self, state: Tensor) -> Tensor:
+        """The examples (n, *shape) of states."""
+
+
+class EnergyBased(Unnormalised, MarkovChain):
+    """p(x) ∝ exp(-F(x)) and a Markov chain of that distribution, whose states are examples.
 
     A step of the chain keeps p(x): exactly, as Gibbs sampling in blocks or site by site and Metropolis-adjusted
     Langevin dynamics do, or in the limit of small steps, as Langevin dynamics without that does. Which, says the class.
@@ -212,6 +228,15 @@ class EnergyBased(Unnormalised):
     @abstractmethod
     def gibbs(self, x: Tensor, k: int) -> Tensor:
         """Run k full steps of the chain from x; the new x, without gradient."""
+
+    def chain_at(self, x: Tensor) -> Tensor:
+        return x
+
+    def chain_step(self, state: Tensor, k: int) -> Tensor:
+        return self.gibbs(state, k)
+
+    def chain_example(self, state: Tensor) -> Tensor:
+        return state
 
     def start(self, n: int) -> Tensor:
         """States (n, *shape) at which chains may begin: fair coin tosses for bits, N(0, 1) for reals, in training
@@ -349,9 +374,11 @@ class Bounded(Generative):
 
     Attributes:
         bound_kind: of the numbers that come of it, as `dbn-bound`.
+        bound_draws: whether `log_bound` takes draws, and differs from time to time.
     """
 
     bound_kind: ClassVar[str]
+    bound_draws: ClassVar[bool] = True
 
     @abstractmethod
     def log_bound(self, x: Tensor) -> Tensor:
