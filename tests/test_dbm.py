@@ -173,6 +173,17 @@ def test_a_gibbs_sweep_keeps_the_joint(hidden: list[int]):
         torch.testing.assert_close(mean, drawn if i % 2 == 0 else dbm.probability(h, i))
 
 
+def test_chains_from_data_end_in_the_machines_distribution():
+    dbm, n = random_dbm([3, 2, 3], seed=3), 20_000
+    x = torch.rand(n, *dbm.shape).round()
+    state = dbm.chain_at(x)
+    assert torch.equal(dbm.chain_example(state), x) and set(state.unique().tolist()) == {0.0, 1.0}
+    end = dbm.chain_step(state, 40)
+    statistic, critical, words = follow(dbm.chain_example(end), discrete(dbm.shape, 2), log_visible(dbm).detach())
+    assert statistic < critical, words
+    assert torch.equal(dbm.chain_step(state, 0), state)
+
+
 def test_samples_and_completions_follow_the_enumerated_distribution():
     dbm, n = random_dbm([3, 2, 3], seed=3), 20_000
     space, log_p = discrete(dbm.shape, 2), log_visible(dbm).detach()

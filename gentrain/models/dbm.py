@@ -12,7 +12,16 @@ from torch.nn.functional import softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Bounded, Codes, Completes, Filters, Reconstructs, StartsFromMean, TemperedPath
+from gentrain.models.base import (
+    Bounded,
+    Codes,
+    Completes,
+    Filters,
+    MarkovChain,
+    Reconstructs,
+    StartsFromMean,
+    TemperedPath,
+)
 from gentrain.models.harmonium import BinaryHidden, BinaryVisible
 from gentrain.models.rbm import RBM, states
 from gentrain.models.stack import Stack
@@ -71,7 +80,7 @@ class DoubledRBM(BinaryVisible, BinaryHidden):
         return self.gibbs(noise.bernoulli(torch.full((n, *self.shape), 0.5, device=self.device)), self.burn_in)
 
 
-class DBM(Stack, Bounded, Codes, Completes, Filters, Reconstructs, StartsFromMean):
+class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, StartsFromMean):
     """p(v) = Σ_h exp(-E(v, h)) / Z, E = -Σ_l h_lᵀ W_l h_{l-1} - Σ_l c_lᵀ h_l with h_0 = v, all units binary
     (Salakhutdinov & Hinton 2009, AISTATS).
 
@@ -104,6 +113,7 @@ class DBM(Stack, Bounded, Codes, Completes, Filters, Reconstructs, StartsFromMea
 
     support = "binary"
     bound_kind = "dbm-bound"
+    bound_draws = False
     limit = 20
     """Units of the odd layers up to which `log_prob` sums over their states."""
 
@@ -285,6 +295,20 @@ class DBM(Stack, Bounded, Codes, Completes, Filters, Reconstructs, StartsFromMea
             p[i] = self.probability(h, i)
             h[i] = noise.bernoulli(p[i])
         return h, p
+
+    def chain_at(self, x: Tensor) -> Tensor:
+        """States of all units, (n, units): v = x, and the hidden ones drawn by their mean field."""
+        h = [x.flatten(1).to(self.bias(0).dtype), *map(noise.bernoulli, self.mean_field(x))]
+        return torch.cat(h, 1)
+
+    def chain_step(self, state: Tensor, k: int) -> Tensor:
+        h = self.layers_of(state)
+        for _ in range(k):
+            h, _ = self.gibbs(h)
+        return torch.cat(h, 1)
+
+    def chain_example(self, state: Tensor) -> Tensor:
+        return self.layers_of(state)[0].reshape(-1, *self.shape)
 
     def _tossed(self, n: int) -> list[Tensor]:
         half = torch.full((n, sum(self.sizes)), 0.5, device=self.device, dtype=self.bias(0).dtype)

@@ -124,7 +124,7 @@ class JointDBM(Objective):
         return weights, biases
 
     def fantasies(self, model: DBM) -> Tensor:
-        return model.layers_of(self.chains)[0].view(-1, *model.shape)
+        return model.chain_example(self.chains)
 
     @torch.no_grad()
     def validate(self, model: DBM, batch: Batch) -> dict[str, Score]:
