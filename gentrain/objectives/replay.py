@@ -49,8 +49,8 @@ class Replay(Contrastive):
         shape: Shape,
         k: PositiveInt = 1,
         chains: PositiveInt = 100,
-        size: PositiveInt = 100,
-        reinit: Fraction = 0.0,
+        size: PositiveInt = 1000,
+        reinit: Fraction = 0.05,
         alpha: NonNegativeFloat = 0.0,
         noise: NonNegativeFloat = 0.0,
     ):

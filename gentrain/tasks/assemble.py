@@ -14,7 +14,7 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
 from gentrain.errors import UsageError, out_of_memory
-from gentrain.models.base import Density, Enumerable, Generative, Standardises, StartsFromMean
+from gentrain.models.base import Density, Generative, Standardises, StartsFromMean, Unnormalised
 from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
@@ -97,7 +97,7 @@ def _dequantize(wanted: bool | None, model: Generative, source: Source) -> bool:
         UsageError: the user says no, and the model is such a density.
     """
     stored = source.spec.support in ("binary", "levels")
-    needed = stored and isinstance(model, Density | Enumerable) and model.support in ("unit", "signed", "real")
+    needed = stored and isinstance(model, Density | Unnormalised) and model.support in ("unit", "signed", "real")
     if needed and wanted is False:
         raise UsageError(
             f"data.dequantize=false: {type(model).__name__} is a density over {model.support} x, which at the"
