@@ -16,12 +16,16 @@ from gentrain.data.synthetic import bars_distribution
 from gentrain.errors import UsageError
 from gentrain.evaluation.bound import Bound
 from gentrain.evaluation.estimator import Finding, Subject
+from gentrain.models.base import Bounded, TemperedPath
 from gentrain.models.dbm import DBM, DoubledRBM
 from gentrain.models.rbm import RBM, states
 from gentrain.objectives.contrastive import CD
 from gentrain.objectives.dbm import JointDBM
 from gentrain.objectives.greedy import Greedy
 from gentrain.objectives.refinements import centred
+from gentrain.optim import SGD
+from gentrain.truth.base import prove, truths
+from gentrain.truth.objectives import case_of
 from gentrain.truth.spaces import discrete, follow
 
 MACHINES = pytest.mark.parametrize("hidden", [[3, 4], [3, 2, 3]], ids=["two layers", "three layers"])
@@ -416,3 +420,50 @@ def test_training_comes_near_the_bars(overrides: list[str]):
         "variational_free_energy": "variational-free-energy", "bound": "dbm-bound", "log_likelihood": "exact",
     }  # fmt: skip
     assert (scores["bound"].values <= scores["log_likelihood"].values + 1e-4).all()
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+
+class TooHigh(DBM):
+    def log_bound(self, x: Tensor) -> Tensor:
+        return super().log_bound(x) + 1
+
+
+class WrongBase(DBM):
+    def tempered(self, mean: Tensor, smoothing: float = 0.05) -> TemperedPath:
+        path = super().tempered(mean, smoothing)
+        path.log_partition += math.log(2)  # of a unit too many
+        return path
+
+
+class Colder(DBM):
+    """Its annealing draws from the machine itself at every β."""
+
+    def tempered(self, mean: Tensor, smoothing: float = 0.05) -> TemperedPath:
+        path = super().tempered(mean, smoothing)
+        move = path.transition
+        path.transition = lambda state, beta: move(state, 1.0)  # type: ignore[method-assign]
+        return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "claim"),
+    [
+        (DBM, None),
+        (TooHigh, "the bound lies below log p(x)"),
+        (WrongBase, "the path to log Z ends where it says"),
+        (Colder, "a step of the path keeps p_β"),
+    ],
+)
+def test_faults_of_bound_and_path_are_found(kind: type[DBM], claim: str | None):
+    torch.manual_seed(0)
+    x, p = bars_distribution(3)
+    batches = [Batch(x[torch.multinomial(p.float(), 32, replacement=True)].float()) for _ in range(10)]
+    optim = SGD(0.1, 0.0, "constant", 0.0, 0.0, None, 0.5, False)
+    case = case_of(kind((1, 3, 3), [6, 4]), JointDBM((1, 3, 3), [6, 4]), optim, batches, DBM, 2, n=4000)  # type: ignore[arg-type]
+    for parameter in case.model.parameters():
+        parameter.data.mul_(3)  # a weak machine is much like its base
+    claims = {truth.claim for truth in truths() if Bounded in truth.about}
+    assert len(claims) == 3
+    assert {check.name for check in prove(case, claims) if not check.held} == ({claim} if claim else set())

@@ -120,6 +120,7 @@ def applicable(case: Case) -> int:
 def truths() -> Sequence[Truth]:
     """Every claim there is a check of."""
     from gentrain.truth import (  # noqa: F401 -- they register their checks
+        annealing,
         autoregressive,
         bounded,
         invertible,

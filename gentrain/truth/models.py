@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gentrain.models.base import (
     Adversarial,
+    Bounded,
     Codes,
     Decoder,
     Density,
@@ -78,6 +79,8 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None, y: Tensor | N
         found["log_prob"] = model.log_prob(x)
     if isinstance(model, Unnormalised):
         found["free_energy"] = model.free_energy(x)
+    if isinstance(model, Bounded) and not model.bound_draws:
+        found["log_bound"] = model.log_bound(x)
     if isinstance(model, Harmonium):
         found["hidden_probability"] = model.hidden_probability(model.units(x, y))
     if isinstance(model, PseudoLikelihood):
