@@ -82,7 +82,7 @@ class Boltzmann(Enumerable, Annealed, PseudoLikelihood, Completes, StartsFromMea
                 f" each other, {MOST} at most; say model.connections=semi_restricted, or model=rbm"
             )
         self.shape, self.visible, self.hidden = tuple(shape), math.prod(shape), hidden
-        self.sweep, self.burn_in = sweep, burn_in
+        self.connections, self.sweep, self.burn_in = connections, sweep, burn_in
         units = self.visible + hidden
         self.weight = nn.Parameter(0.01 * torch.randn(units, units))
         self.bias = nn.Parameter(torch.zeros(units))

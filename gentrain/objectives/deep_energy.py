@@ -24,13 +24,14 @@ class DeepEnergy(Objective):
 
     Args:
         entropy: weight of the generator's entropy; 1 is the divergence.
-        alpha: weight of the mean of E(x)² over data and generated examples in the energy's loss, which keeps it small.
+        alpha: weight of the mean of E(x)² over data and generated examples in the energy's loss. It is not the paper's
+            (it is Du & Mordatch's, arXiv:1903.08689): with 0 both energies run away from 0 before G has learned.
     """
 
     needs = deep_energy.DeepEnergy
     parts = ("energy", "generator")
 
-    def __init__(self, entropy: NonNegativeFloat = 1.0, alpha: NonNegativeFloat = 0.0):
+    def __init__(self, entropy: NonNegativeFloat = 1.0, alpha: NonNegativeFloat = 1e-3):
         super().__init__()
         self.weight, self.alpha = entropy, alpha
 
