@@ -17,7 +17,8 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.bound import Bound
 from gentrain.evaluation.estimator import Finding, Subject
 from gentrain.models.base import Bounded, TemperedPath
-from gentrain.models.dbm import DBM, DoubledRBM
+from gentrain.models.dbm import DBM
+from gentrain.models.doubled import DoubledRBM, Sweep
 from gentrain.models.rbm import RBM, states
 from gentrain.objectives.contrastive import CD
 from gentrain.objectives.dbm import JointDBM
@@ -420,6 +421,57 @@ def test_training_comes_near_the_bars(overrides: list[str]):
         "variational_free_energy": "variational-free-energy", "bound": "dbm-bound", "log_likelihood": "exact",
     }  # fmt: skip
     assert (scores["bound"].values <= scores["log_likelihood"].values + 1e-4).all()
+
+
+# --- the classifier ---------------------------------------------------------------------------------------------------
+
+
+@MACHINES
+def test_the_network_begins_as_a_sweep_of_mean_field(hidden: list[int]):
+    torch.manual_seed(0)
+    dbm, other = DBM((1, 1, 4), hidden, classes=3), random_dbm(hidden)
+    dbm.load_state_dict(other.state_dict(), strict=False)
+    v = all_visible(dbm)
+    dbm.sweeps, dbm.tolerance = 3, 0.0
+    with pytest.raises(UsageError, match="knows no p"):
+        dbm.log_class(v)
+    dbm.begin_classifier()
+    weights, biases = couplings(dbm)
+    mu = [v.flatten(1), *dbm.mean_field(v)]
+    for i in range(1, dbm.depth + 1):  # the lowest first, as a sweep goes
+        field = biases[i] + mu[i - 1] @ weights[i - 1].t()
+        mu[i] = torch.sigmoid(field + mu[i + 1] @ weights[i] if i < dbm.depth else field)
+    assert isinstance(dbm.classifier, Sweep)
+    torch.testing.assert_close(dbm.log_class(v), torch.log_softmax(dbm.classifier.top(mu[-1]), 1))
+    for found, fourth in zip(mu[1:], dbm.mean_field(v, 4, 0.0), strict=True):
+        torch.testing.assert_close(found.detach(), fourth)
+
+
+def test_a_classifier_learns_digits_and_leaves_the_machine_alone():
+    words = ["model=dbm", "model.hidden=[30,20]", "model.grey=true", "objective=dbm_classifier", "data=digits"]
+    assembly = build(*words, "data.batch_size=100")
+    model, objective = assembly.model, assembly.objective
+    assert isinstance(model, DBM) and model.support == "unit" and "classifier" in objective.parts
+    adam = {part: torch.optim.Adam(model.get_submodule(part).parameters(), 0.01) for part in objective.parts}
+    steps, kept = 300, None
+    for step in range(steps):
+        for update in objective(model, assembly.pipeline.batch(step), step / steps):
+            part = model.get_submodule(update.part)
+            if update.part == "classifier" and kept is None:
+                kept = {name: p.detach().clone() for name, p in model.named_parameters() if "layer" in name}
+            if update.loss is not None:
+                part.zero_grad()
+                update.loss.backward()
+            for name, g in (update.grads or {}).items():
+                part.get_parameter(name).grad = g
+            if update.loss is not None or update.grads is not None:
+                adam[update.part].step()
+    assert kept is not None and all(torch.equal(model.get_parameter(name), p) for name, p in kept.items())
+    held = next(assembly.pipeline.evaluation("validation", 200, 200))
+    error = objective.validate(model, held)["classification_error"].values.mean()
+    assert error < 0.9 / 2  # by chance a tenth of them would be right
+    x = model.sample(5)
+    assert x.min() > 0 and x.max() < 1  # probabilities, as the data are
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------

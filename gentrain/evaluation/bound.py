@@ -43,6 +43,13 @@ class Bound(Annealing):
         super().__init__(chains, schedule, smoothing, chunk)
         self.draws, self.exact = draws, exact
 
+    def unfit(self, subject: Subject) -> str | None:
+        if isinstance(subject.model, Bounded) and subject.model.support != "binary":
+            return (
+                "takes grey levels for probabilities of bits, which have no likelihood; train it with model.grey=false"
+            )
+        return super().unfit(subject)
+
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, Bounded)

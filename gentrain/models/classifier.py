@@ -21,21 +21,29 @@ class Discriminative(nn.Module, Classifies):
     they are.
     """
 
-    classifier: nn.Sequential | None
+    classifier: nn.Module | None
     classifying: Tensor
 
+    def _set_classifier(self, network: nn.Module | None) -> None:
+        """Called once, by the constructor, with a network from `features` to logits."""
+        self.classifier = network
+        self.register_buffer("classifying", torch.zeros(()))
+
     def _make_classifier(self, sizes: Sequence[int], classes: int | None) -> None:
-        """Called once, by the constructor. sizes: units of the network's layers, x first."""
+        """The same for a network of layers one above the other. sizes: their units, x first."""
         layers: list[nn.Module] = [nn.Flatten()]
         for d_in, d_out in pairwise(sizes):
             layers += [nn.Linear(d_in, d_out), nn.Sigmoid()]
-        self.classifier = None if classes is None else nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
-        self.register_buffer("classifying", torch.zeros(()))
+        self._set_classifier(None if classes is None else nn.Sequential(*layers, nn.Linear(sizes[-1], classes)))
 
     def linear_layers(self) -> list[nn.Linear]:
-        """The network's, the lowest first."""
+        """Those of a network of layers one above the other, the lowest first."""
         assert self.classifier is not None
         return [m for m in self.classifier.children() if isinstance(m, nn.Linear)]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the network sees of x, (B, …): x itself, unless a model adds what it knows of it."""
+        return x
 
     @abstractmethod
     def start_classifier(self) -> None:
@@ -54,7 +62,7 @@ class Discriminative(nn.Module, Classifies):
     def logits(self, x: Tensor) -> Tensor:
         """The network's, (B, K)."""
         assert self.classifier is not None
-        return self.classifier(x).float()
+        return self.classifier(self.features(x)).float()
 
     @property
     def _is_classifier(self) -> bool:

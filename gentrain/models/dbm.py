@@ -22,7 +22,8 @@ from gentrain.models.base import (
     StartsFromMean,
     TemperedPath,
 )
-from gentrain.models.harmonium import BinaryHidden, BinaryVisible
+from gentrain.models.classifier import Discriminative
+from gentrain.models.doubled import DoubledRBM, Sweep
 from gentrain.models.rbm import RBM, states
 from gentrain.models.stack import Stack
 from gentrain.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Shape
@@ -31,56 +32,7 @@ CHECK = 5
 """Sweeps of mean field between two looks at how far it has come: a GPU has to be waited for at each."""
 
 
-class DoubledRBM(BinaryVisible, BinaryHidden):
-    """An RBM of two layers of a deep Boltzmann machine, in which either may hear the other twice as loudly.
-
-    p(h_j = 1 | v) = σ(u (c_j + W_j v)), p(v_i = 1 | h) = σ(d (b_i + Wᵀ_i h)). A factor of 2 stands in for the neighbour
-    that the layer will have on its other side (Salakhutdinov & Hinton 2009, section 3.1): with u = 2, d = 1 hidden
-    units see two copies of v, with u = 1, d = 2 visible ones two copies of h, and u = d = 2 doubles the RBM's weights.
-
-    Its chain takes both copies to be the same, so exp(-F), F of two equal copies, is not its stationary distribution.
-    `energy_gradient` is ∂F/max(u, d): the doubling is left to the learning rate.
-
-    Args:
-        shape: of one example. hidden: units.
-        up: u. down: d, both 1 or 2.
-        burn_in: steps of `sample`.
-
-    >>> rbm = DoubledRBM((4,), hidden=2, up=2)
-    >>> rbm.hidden_field(torch.ones(1, 4)).allclose(2 * rbm.weight.sum(1))
-    True
-    """
-
-    def __init__(
-        self,
-        shape: Shape,
-        hidden: PositiveInt,
-        up: PositiveInt = 1,
-        down: PositiveInt = 1,
-        burn_in: NonNegativeInt = 200,
-    ):
-        super().__init__(shape, hidden)
-        self.up, self.down, self.burn_in = up, down, burn_in
-
-    def hidden_field(self, x: Tensor) -> Tensor:
-        return self.up * super().hidden_field(x)
-
-    def visible_field(self, h: Tensor) -> Tensor:
-        return self.down * super().visible_field(h)
-
-    def free_energy(self, x: Tensor) -> Tensor:
-        """-max(u, d) bᵀv - max(1, d/u) Σ_j softplus(u (c_j + W_j v)) in nats, (B,)."""
-        v = x.flatten(1).to(self.weight.dtype)
-        hidden = softplus(self.hidden_field(v)).sum(-1)
-        return -max(self.up, self.down) * (v @ self.visible_bias) - max(1.0, self.down / self.up) * hidden
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """n independent chains from fair coin tosses, after `burn_in` steps."""
-        return self.gibbs(noise.bernoulli(torch.full((n, *self.shape), 0.5, device=self.device)), self.burn_in)
-
-
-class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, StartsFromMean):
+class DBM(Stack, Bounded, MarkovChain, Discriminative, Codes, Completes, Filters, Reconstructs, StartsFromMean):
     """p(v) = Σ_h exp(-E(v, h)) / Z, E = -Σ_l h_lᵀ W_l h_{l-1} - Σ_l c_lᵀ h_l with h_0 = v, all units binary
     (Salakhutdinov & Hinton 2009, AISTATS).
 
@@ -94,9 +46,14 @@ class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, 
     So RBMs that were trained by themselves are the machine that the paper composes of them, with the weights of those
     in the middle halved, and nothing has to be done between pretraining and joint training.
 
+    The classifier that it can be unrolled into is `Sweep`, whose further inputs are mean field's.
+
     Args:
         shape: of one example, any; it is flattened inside.
         hidden: units of the layers, from the lowest.
+        classes: labels in the data, None where there are none: for the classifier.
+        grey: values in [0, 1] are taken for probabilities of bits, and samples are such probabilities. There is then
+            no likelihood, and no bound of one.
         burn_in: Gibbs sweeps of `sample` and `complete`.
         sweeps: of mean field, at most. tolerance: it ends when no unit's μ moves by more in a sweep.
 
@@ -111,7 +68,6 @@ class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, 
     True
     """
 
-    support = "binary"
     bound_kind = "dbm-bound"
     bound_draws = False
     limit = 20
@@ -121,6 +77,8 @@ class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, 
         self,
         shape: Shape,
         hidden: Sequence[PositiveInt] = (200, 200),
+        classes: PositiveInt | None = None,
+        grey: bool = False,
         burn_in: NonNegativeInt = 200,
         sweeps: PositiveInt = 50,
         tolerance: NonNegativeFloat = 1e-5,
@@ -130,7 +88,8 @@ class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, 
             raise UsageError(
                 f"model.hidden={list(hidden)}: a deep Boltzmann machine has two layers at least; model=rbm has one"
             )
-        self.shape, self.burn_in = tuple(shape), burn_in
+        self.shape, self.support, self.grey = tuple(shape), "unit" if grey else "binary", grey
+        self.burn_in = burn_in
         self.sweeps, self.tolerance = sweeps, tolerance
         self.sizes = [math.prod(shape), *hidden]
         shapes = [self.shape, *((units,) for units in hidden[:-1])]
@@ -141,6 +100,7 @@ class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, 
                 for i, (s, n) in enumerate(zip(shapes, hidden, strict=True))
             ]
         )
+        self._set_classifier(None if classes is None else Sweep(self.sizes, classes))
 
     # --- the machine ---
 
@@ -307,20 +267,27 @@ class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, 
             h, _ = self.gibbs(h)
         return torch.cat(h, 1)
 
+    @torch.no_grad()
     def chain_example(self, state: Tensor) -> Tensor:
-        return self.layers_of(state)[0].reshape(-1, *self.shape)
+        return self._example(self.layers_of(state))
+
+    def _example(self, h: Sequence[Tensor]) -> Tensor:
+        v = self.probability(h, 0) if self.grey else h[0]
+        return v.reshape(-1, *self.shape)
 
     def _tossed(self, n: int) -> list[Tensor]:
         half = torch.full((n, sum(self.sizes)), 0.5, device=self.device, dtype=self.bias(0).dtype)
         return self.layers_of(noise.bernoulli(half))
 
+    @torch.no_grad()
     def sample(self, n: int, burn_in: int | None = None) -> Tensor:
         """v of n independent chains from fair coin tosses, after `burn_in` sweeps (None is the model's own)."""
         h = self._tossed(n)
         for _ in range(self.burn_in if burn_in is None else burn_in):
             h, _ = self.gibbs(h)
-        return h[0].view(-1, *self.shape)
+        return self._example(h)
 
+    @torch.no_grad()
     def complete(self, x: Tensor, known: Tensor) -> Tensor:
         """By `burn_in` Gibbs sweeps with the known units clamped, from fair coin tosses: the chain's law is
         p(missing | known)."""
@@ -328,7 +295,26 @@ class DBM(Stack, Bounded, MarkovChain, Codes, Completes, Filters, Reconstructs, 
         h[0] = torch.where(known, x.flatten(1).to(h[0].dtype), h[0])
         for _ in range(self.burn_in):
             h, _ = self.gibbs(h, known)
-        return h[0].view(-1, *self.shape)
+        return torch.where(known.view_as(x), x, self._example(h))
+
+    # --- its classifier ---
+
+    @property
+    def knows_labels(self) -> bool:
+        return self._is_classifier
+
+    def own_log_class(self, x: Tensor) -> Tensor | None:
+        return None
+
+    def features(self, x: Tensor) -> Tensor:
+        """v, μ_2, …, μ_L, (B, units)."""
+        return torch.cat([x.flatten(1), *self.mean_field(x)[1:]], 1)
+
+    def start_classifier(self) -> None:
+        """From the couplings; the softmax is not the machine's, and stays as it is."""
+        assert isinstance(self.classifier, Sweep)
+        layers = range(1, self.depth + 1)
+        self.classifier.begin([self.rbm(i).weight for i in layers], [self.bias(i) for i in layers])
 
     # --- the partition function ---
 

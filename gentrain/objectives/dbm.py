@@ -47,6 +47,7 @@ class JointDBM(Objective):
     """
 
     needs = DBM
+    leaves = ("classifier",)
     chains: Tensor
     offsets: Tensor
     targets: Tensor
@@ -139,7 +140,8 @@ class JointDBM(Objective):
 
 
 class PretrainDBM(Stages):
-    """The layers of a DBM one after the other, then all together (Salakhutdinov & Hinton 2009, section 3).
+    """The layers of a DBM one after the other, then all together, then perhaps the classifier that it is unrolled into
+    (Salakhutdinov & Hinton 2009, section 3).
 
     Args:
         stages: as in `Stages`.
@@ -149,3 +151,4 @@ class PretrainDBM(Stages):
 
     def __init__(self, stages: Mapping[str, Any]):
         super().__init__(stages)
+        self.leaves = () if "classifier" in self.parts else ("classifier",)
