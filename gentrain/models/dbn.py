@@ -122,6 +122,7 @@ class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Filters, Reconstru
     def up(self, i: int, x: Tensor) -> Tensor:
         return self._rbm(i).hidden_probability(x) if i < self.depth else self.top.codes(x)
 
+    @torch.no_grad()
     def begin(self, i: int) -> bool:
         """Layer i begins as the transposed layer below it, as far as it has the same units."""
         if self.sizes[i] != self.sizes[i - 2]:
@@ -297,11 +298,12 @@ class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Filters, Reconstru
 
 
 class _LabelPath(RBMPath):
-    """The same from independent bits and an independent label."""
+    """The same from independent bits and an independent label; its states are those of both."""
 
     def __init__(self, rbm: LabelRBM, base: Tensor):
         self.bits = rbm.bits
         super().__init__(rbm, base)
+        self.shape = (rbm.visible,)
 
     def log_states(self, field: Tensor) -> Tensor:
         return super().log_states(field[: self.bits]) + torch.logsumexp(field[self.bits :], 0)

@@ -69,9 +69,7 @@ class Greedy(Objective):
         position = progress * model.depth
         i = min(int(position), model.depth - 1) + 1
         if i != self._at:
-            with torch.no_grad():
-                changed = i > int(self.trained) and model.begin(i)
-            if changed:
+            if i > int(self.trained) and model.begin(i):
                 yield Update()
             self.trained.fill_(i)
             self._at = i
