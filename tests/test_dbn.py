@@ -12,11 +12,13 @@ import pytest
 import torch
 from helpers import bare_trainer, build, fit
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.evaluation.ais import anneal, betas
 from gentrain.models.base import given
+from gentrain.models.belief import Directed
 from gentrain.models.dbn import DBN
 from gentrain.models.label_rbm import LabelRBM
 from gentrain.models.rbm import RBM
@@ -29,12 +31,14 @@ X = discrete((1, 2, 2), 2).points
 
 
 def tiny(hidden: tuple[int, ...] = (3, 2), classes: int | None = None, untied: bool = True, seed: int = 0) -> DBN:
-    """Four bits, with weights of order one; recognition and generation by weights of their own, or by the stack's."""
+    """Four bits, with weights of order one, larger ones to labels, or x would hardly know of them. Recognition and
+    generation by weights of their own, or by the stack's."""
     torch.manual_seed(seed)
     model = DBN((1, 2, 2), hidden, classes, burn_in=30)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn_like(p))
+            p.copy_(1.5 * torch.randn_like(p))
+        model.top.weight[:, model.sizes[-2] :] *= 3
     model.untied.fill_(untied)
     return model.eval()
 
@@ -183,46 +187,42 @@ def test_labels_by_free_energy_against_the_sum_over_the_top_units() -> None:
 
 def test_up_down_is_the_pass_of_the_papers_appendix() -> None:
     """Every gradient against outer products of states drawn in the same order, all before any weight moves."""
-    model, x, y = tiny((3, 2, 4), classes=2), X[[3, 6, 9, 12, 5]], torch.tensor([0, 1, 1, 0, 1])
-    objective = UpDown((3, 2, 4), k=2)
+    hidden = (3, 2, 3, 4)
+    model, x, y = tiny(hidden, classes=2), X[[3, 6, 9, 12, 5]], torch.tensor([0, 1, 1, 0, 1])
     torch.manual_seed(3)
-    updates = list(objective(model, Batch(x, y), 0.0))
-    assert [u.part for u in updates] == ["generative", "layer3", "recognition"]
+    updates = list(UpDown(hidden, k=2)(model, Batch(x, y), 0.0))
+    assert [u.part for u in updates] == ["generative", "layer4", "recognition"]
 
-    def on(p: Tensor) -> Tensor:
-        return (torch.rand(p.shape) < p).float()
+    def passed(s: Tensor, network: Directed) -> list[Tensor]:
+        """s and all the layers drawn after it."""
+        sizes = [len(network.linear(i).bias) for i in (1, 2, 3)]
+        states = [s]
+        for i, u in enumerate(torch.rand(5, sum(sizes)).split(sizes, 1), 1):
+            states.append((u < torch.sigmoid(network.linear(i)(states[-1]))).float())
+        return states
 
-    def layer(network: str, i: int) -> torch.nn.Linear:
-        return model.get_submodule(network).linear(i)  # type: ignore[operator]
+    def deltas(network: Directed, states: list[Tensor]) -> list[Tensor]:
+        found = []
+        for i, (s, target) in enumerate(pairwise(states), 1):
+            error = torch.sigmoid(network.linear(i)(s)) - target
+            found += [error.t() @ s / 5, error.mean(0)]
+        return found
 
     torch.manual_seed(3)
-    v = x.flatten(1)
-    u = torch.rand(5, 5)
-    h1 = (u[:, :3] < torch.sigmoid(layer("recognition", 1)(v))).float()
-    h2 = (u[:, 3:] < torch.sigmoid(layer("recognition", 2)(h1))).float()
-    top = model.top
-    data = chain = torch.cat([h2, torch.nn.functional.one_hot(y, 2).float()], 1)
+    up, top = passed(x.flatten(1), model.recognition), model.top
+    data = chain = torch.cat([up[-1], one_hot(y, 2).float()], 1)
     p = probability = torch.sigmoid(data @ top.weight.t() + top.hidden_bias)
     for _ in range(2):
-        field = on(p) @ top.weight + top.visible_bias
-        pen = on(torch.sigmoid(field[:, :2]))
-        gumbel = field[:, 2:] - (-torch.rand(5, 2).log()).log()
-        chain = torch.cat([pen, torch.nn.functional.one_hot(gumbel.argmax(1), 2).float()], 1)
+        field = (torch.rand(p.shape) < p).float() @ top.weight + top.visible_bias
+        pen = (torch.rand(5, 3) < torch.sigmoid(field[:, :3])).float()
+        gumbel = field[:, 3:] - (-torch.rand(5, 2).log()).log()
+        chain = torch.cat([pen, one_hot(gumbel.argmax(1), 2).float()], 1)
         p = torch.sigmoid(chain @ top.weight.t() + top.hidden_bias)
-    memory = chain[:, :2]
-    u = torch.rand(5, 7)
-    d1 = (u[:, :3] < torch.sigmoid(layer("generative", 1)(memory))).float()
-    d0 = (u[:, 3:] < torch.sigmoid(layer("generative", 2)(d1))).float()
-
-    def delta(linear: torch.nn.Linear, s: Tensor, target: Tensor) -> list[Tensor]:
-        error = torch.sigmoid(linear(s)) - target
-        return [error.t() @ s / 5, error.mean(0)]
-
-    wake = [*delta(layer("generative", 1), h2, h1), *delta(layer("generative", 2), h1, v)]
-    sleep = [*delta(layer("recognition", 1), d0, d1), *delta(layer("recognition", 2), d1, memory)]
-    for update, wanted in ((updates[0], wake), (updates[2], sleep)):
+    down = passed(chain[:, :3], model.generative)
+    wanted = deltas(model.generative, up[::-1]), deltas(model.recognition, down[::-1])
+    for update, gradient in zip((updates[0], updates[2]), wanted, strict=True):
         found = torch.autograd.grad(update.loss, [*model.get_submodule(update.part).parameters()])  # type: ignore[arg-type]
-        for a, b in zip(found, wanted, strict=True):
+        for a, b in zip(found, gradient, strict=True):
             torch.testing.assert_close(a, b)
     grads = updates[1].grads
     assert grads is not None
