@@ -44,7 +44,7 @@ class FPCD(Persistent):
         shape: Shape,
         hidden: PositiveInt,
         classes: PositiveInt | None = None,
-        rate: NonNegativeFloat = 0.05,
+        rate: NonNegativeFloat = 0.02,
         decay: OpenFraction = 0.95,
         k: PositiveInt = 1,
         particles: PositiveInt = 100,
