@@ -76,14 +76,15 @@ def vae_bare(fused: bool, compiled: bool = False) -> Loop:
         steps = yield batch
 
 
-# --- RBM 784-500, CD-1 ----------------------------------------------------------------------------------------------
+# --- RBM 784-500, CD-1 and PCD-1 with as many particles as examples in a batch ----------------------------------------
 
 
-def rbm_bare(fast: bool) -> Loop:
-    """CD-1 without autograd: `fast` draws bits by comparing with uniforms in place, else by torch.bernoulli."""
+def rbm_bare(fast: bool, persistent: bool = False) -> Loop:
+    """Without autograd: `fast` draws bits by comparing with uniforms in place, else by torch.bernoulli."""
     batch, x, rate = 100, (mnist() > 0.5).float(), 0.05
     w, b, c = 0.01 * torch.randn(500, 784), torch.zeros(784), torch.zeros(500)
     uh, uv = torch.empty(batch, 500), torch.empty(batch, 784)
+    h = torch.rand(batch, 500).round()
     order, at = torch.randperm(len(x)), 0
 
     def draw(p: Tensor, u: Tensor) -> Tensor:
@@ -98,11 +99,29 @@ def rbm_bare(fast: bool) -> Loop:
                 v = x.index_select(0, order[at : at + batch])
                 at += batch
                 ph = torch.sigmoid(torch.addmm(c, v, w.t()))
-                v1 = draw(torch.sigmoid(torch.addmm(b, draw(ph, uh), w)), uv)
+                v1 = draw(torch.sigmoid(torch.addmm(b, h if persistent else draw(ph, uh), w)), uv)
                 ph1 = torch.sigmoid(torch.addmm(c, v1, w.t()))
+                h = draw(ph1, uh) if persistent else h
                 w.addmm_(ph.t(), v, alpha=rate / batch).addmm_(ph1.t(), v1, alpha=-rate / batch)
                 b.add_((v - v1).mean(0), alpha=rate)
                 c.add_((ph - ph1).mean(0), alpha=rate)
+        steps = yield batch
+
+
+def rbm_scikit_learn() -> Loop:
+    """BernoulliRBM, which learns by PCD-1 with as many chains as examples in a batch, a batch a call, in float32."""
+    from sklearn.neural_network import BernoulliRBM
+
+    batch, x = 100, (mnist() > 0.5).float().numpy()
+    rbm = BernoulliRBM(n_components=500, learning_rate=0.05, batch_size=batch, random_state=0)
+    order, at = torch.randperm(len(x)).numpy(), 0
+    steps = yield batch
+    while True:
+        for _ in range(steps):
+            if at + batch > len(x):
+                order, at = torch.randperm(len(x)).numpy(), 0
+            rbm.partial_fit(x[order[at : at + batch]])
+            at += batch
         steps = yield batch
 
 
@@ -171,6 +190,7 @@ def gentrain(*overrides: str) -> Loop:
 
 VAE = ("model=vae", "data=mnist", "model.hidden=[400]", "model.latent_dim=20", "data.batch_size=128")
 RBM = ("model=rbm", "data=mnist", "model.hidden=500", "objective=cd", "objective.k=1", "data.batch_size=100")
+PERSISTENT = ("model=rbm", "data=mnist", "model.hidden=500", "data.batch_size=100")  # their own default is k=1
 PLAIN = ("optim.momentum=0", "optim.weight_decay=0")  # as the bare loop, which has neither
 DCGAN = ("model=dcgan", "data=mnist", "data.batch_size=128")
 
@@ -192,6 +212,22 @@ CONTENDERS = {
         "gentrain": lambda: gentrain(*RBM, *PLAIN, "data.binarization=threshold"),
         "gentrain, bf16": lambda: gentrain(*RBM, *PLAIN, "data.binarization=threshold", "device.precision=bf16"),
         "gentrain, its defaults (momentum, weight decay, dynamic binarization)": lambda: gentrain(*RBM),
+        "scikit-learn's BernoulliRBM (PCD-1)": rbm_scikit_learn,
+    },
+    "pcd": {
+        "bare loop": lambda: rbm_bare(fast=False, persistent=True),
+        "bare loop, fast draws": lambda: rbm_bare(fast=True, persistent=True),
+        "gentrain": lambda: gentrain(*PERSISTENT, "objective=pcd", *PLAIN, "data.binarization=threshold"),
+        "gentrain, its defaults (momentum, weight decay, dynamic binarization)": lambda: gentrain(
+            *PERSISTENT, "objective=pcd"
+        ),
+        "gentrain, centering": lambda: gentrain(
+            *PERSISTENT, "objective=pcd", *PLAIN, "data.binarization=threshold", "objective.refine.centering=0.01"
+        ),
+        "gentrain, fast weights": lambda: gentrain(
+            *PERSISTENT, "objective=fpcd", *PLAIN, "data.binarization=threshold"
+        ),
+        "scikit-learn's BernoulliRBM": rbm_scikit_learn,
     },
     "dcgan": {
         "bare loop": lambda: dcgan_bare(2),

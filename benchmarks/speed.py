@@ -1,6 +1,6 @@
 """Training examples per second of gentrain against bare hand-written loops, on real MNIST.
 
-    python benchmarks/speed.py [vae rbm dcgan] [--rounds 7] [--seconds 2]
+    python benchmarks/speed.py [vae rbm pcd dcgan] [--rounds 7] [--intervals 1]
 
 Every contender is a process of its own, and they take turns: in each round every one trains for the same time while
 the others wait. Ratios are taken within a round and their median is printed with the smallest and largest, so a machine
