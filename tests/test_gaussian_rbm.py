@@ -22,7 +22,7 @@ from gentrain.models.standard import Standardised
 from gentrain.objectives.contrastive import CD
 from gentrain.truth.spaces import around, follow
 
-MEAN, SCALE = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
+MEAN, SCALE = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.8])
 
 
 def machine(hidden: int = 3, seed: int = 0, learn_std: bool = True) -> GaussianRBM:
