@@ -158,10 +158,20 @@ def _data(name: str, folder: Path) -> list[str]:
 SHORT = "schedule=[[1.0,20]]"
 SMALLER: dict[str, list[str]] = {
     **{name: ["+evaluate.n=4", "model.hidden=[8]"] for name in ("vae50_mnist", "vae50_mnist_short")},
-    **{name: ["model.hidden=5"] for name in ("rbm25_cd1_mnist", "rbm25_cd10_mnist", "rbm25_pcd_mnist")},
+    **{
+        name: ["model.hidden=5"]
+        for name in ("rbm25_cd1_mnist", "rbm25_cd10_mnist", "rbm25_pcd_mnist", "rbm25_fpcd_mnist")
+    },
     **{
         name: [f"evaluate.metric.ais.{SHORT}", f"evaluate.metric.reverse_ais.{SHORT}", "model.hidden=5"]
-        for name in ("rbm500_cd1_mnist", "rbm500_cd25_mnist", "rbm500_pcd_mnist")
+        for name in ("rbm500_cd1_mnist", "rbm500_cd3_mnist", "rbm500_cd25_mnist", "rbm500_pcd_mnist")
+    },
+    "label_rbm_mnist": ["model.hidden=8"],
+    **{name: [f"evaluate.metric.bound.{SHORT}", "model.hidden=[8, 8]"] for name in ("dbm_mnist", "dbm_mnist_short")},
+    "dbm3_mnist": [f"evaluate.metric.bound.{SHORT}", "model.hidden=[8, 8, 8]"],
+    **{
+        name: ["model.hidden=[8, 8]", "objective.stages.classify.share=400000"]
+        for name in ("dbm_classifier_mnist", "dbm_classifier_mnist_short")
     },
     "parzen_real_mnist": ["evaluate.metric.parzen.samples=50", "evaluate.metric.nearest.n_fake=50"],
     "gan_mnist_parzen": ["evaluate.metric.parzen.samples=50", "model.hidden=[8]", "model.discriminator_hidden=[8]"],
