@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.data.synthetic import bars_distribution
 from gentrain.errors import UsageError
+from gentrain.evaluation.anomaly import Anomaly
 from gentrain.models.label_rbm import JointRBM, LabelRBM, LabelUnits
 from gentrain.models.rbm import RBM
 from gentrain.objectives.contrastive import CD, PCD
@@ -234,6 +236,15 @@ def test_codes_don_t_see_the_label_unless_they_are_told(rbm: LabelRBM):
         expected = (rbm.weight[:, D:] @ rbm.log_class(x).exp().t()).t() + x.flatten(1) @ rbm.weight[:, :D].t()
         torch.testing.assert_close(rbm.codes(x), torch.sigmoid(expected + rbm.hidden_bias))
     assert not torch.allclose(told[0], told[1])
+
+
+def test_anomalies_are_scored_with_the_labels_summed_out(rbm: LabelRBM):
+    anomaly, x = Anomaly("bars"), listed(D).float().view(-1, 1, 2, 2)
+    subject = SimpleNamespace(model=rbm, spec=SimpleNamespace(levels=2))
+    assert anomaly.unfit(subject) is None  # type: ignore[arg-type]
+    scores = anomaly._scores(subject)  # type: ignore[arg-type]
+    assert {*scores} == {"free-energy", "recon"}
+    assert torch.equal(scores["free-energy"](x), rbm.marginal_free_energy(x))
 
 
 # --- labels that are missing ------------------------------------------------------------------------------------------

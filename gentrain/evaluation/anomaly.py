@@ -47,7 +47,7 @@ class Anomaly(Estimator):
         if self.against is None and isinstance(subject.model, self.needs):
             return "needs another data set to be told from: say data.anomaly=NAME, e.g. data.anomaly=fashion_mnist"
         model = subject.model
-        if isinstance(model, Conditional) and model.classes and not isinstance(model, Density):
+        if isinstance(model, Conditional) and model.classes and not isinstance(model, Density | Unnormalised):
             return "knows examples given their labels only, and other data's labels are others"
         return super().unfit(subject)
 
