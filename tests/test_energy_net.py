@@ -148,7 +148,7 @@ def test_what_has_no_effect_is_refused(options: dict[str, object], words: str):
 
 
 def test_it_learns_a_ring():
-    """KL(data ‖ model) on a grid, the data's entropy being known: four Gaussians, a nat above any one. Half way there."""
+    """Of four Gaussians, whose entropy is known, by the log-likelihood on a grid: half way from one Gaussian."""
     assembly = build(
         "model=energy_net",
         "data=ring",
