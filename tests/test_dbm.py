@@ -191,16 +191,23 @@ def test_chains_from_data_end_in_the_machines_distribution():
 
 def test_samples_and_completions_follow_the_enumerated_distribution():
     dbm, n = random_dbm([3, 2, 3], seed=3), 20_000
+    with torch.no_grad():  # a unit that turns all bits on or off together
+        dbm.rbm(1).weight[0], dbm.rbm(1).hidden_bias[0] = 3.0, -6.0
+        dbm.rbm(1).visible_bias.fill_(-1.5)
     space, log_p = discrete(dbm.shape, 2), log_visible(dbm).detach()
-    statistic, critical, words = follow(dbm.sample(n, burn_in=40), space, log_p)
+    statistic, critical, words = follow(dbm.sample(n, burn_in=100), space, log_p)
     assert statistic < critical, words
     known = torch.tensor([True, False, True, False]).expand(n, 1, 1, 4)
     x = torch.tensor([1.0, math.nan, 0.0, math.nan]).expand(n, 1, 1, 4)
-    dbm.burn_in = 40
+    dbm.burn_in = 100
+    completed = dbm.complete(x, known)
     fits = (space.points[:, 0, 0, 0] == 1) & (space.points[:, 0, 0, 2] == 0)
-    conditional = torch.log_softmax(log_p.masked_fill(~fits, -math.inf), 0)
-    statistic, critical, words = follow(dbm.complete(x, known), space, conditional)
+    statistic, critical, words = follow(completed, space, torch.log_softmax(log_p.masked_fill(~fits, -math.inf), 0))
     assert statistic < critical, words
+    free = log_p.exp().view(2, 2, 2, 2).sum((1, 3), keepdim=True).expand(2, 2, 2, 2).flatten()  # known bits summed out
+    alone = torch.where(fits, free, 0.0)
+    statistic, critical, _ = follow(completed, space, (alone / alone.sum()).log())
+    assert statistic > critical, "what is known must matter for the test to tell anything"
 
 
 def test_annealing_finds_log_z_within_its_interval():
@@ -327,6 +334,20 @@ def test_the_expected_joint_gradient_is_that_of_the_bound(hidden: list[int], cen
     error = found.std(0) / len(found) ** 0.5
     assert ((found.mean(0) - expected).abs() < 5 * error + 1e-6).all()
     assert error.max() < 0.01 < expected.abs().max()
+
+
+def test_chains_go_on_from_update_to_update():
+    dbm, data = random_dbm([3, 4]), Batch(torch.rand(7, 1, 1, 4).round())
+    objective = JointDBM(dbm.shape, [3, 4], particles=6, k=2)
+    h = dbm.layers_of(objective.chains.clone())
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        list(objective(dbm, data, 0.0))
+        torch.manual_seed(seed)
+        for _ in range(2):
+            h, _ = dbm.gibbs(h)
+        assert torch.equal(objective.chains, torch.cat(h, 1))
+        assert torch.equal(objective.fantasies(dbm), h[0].view(6, 1, 1, 4))
 
 
 def test_a_centred_step_is_one_of_the_centred_machine():
