@@ -14,7 +14,7 @@ from gentrain.models.base import Bounded
 from gentrain.types import Fraction, NonNegativeFloat, PositiveInt
 
 BASE = 10_000
-"""Training examples whose units' mean the path begins at: any beginning is right, and 0.005 off is as near as another."""
+"""Training examples whose units' mean the path begins at: any beginning is right, a near one needs fewer steps."""
 
 
 class Bound(Annealing):
