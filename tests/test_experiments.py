@@ -173,6 +173,15 @@ SMALLER: dict[str, list[str]] = {
         name: ["model.hidden=[8, 8]", "objective.stages.classify.share=400000"]
         for name in ("dbm_classifier_mnist", "dbm_classifier_mnist_short")
     },
+    **{
+        name: [f"evaluate.metric.bound.{SHORT}", "model.hidden=[8, 8]"]
+        for name in ("dbn500_2000_mnist", "dbn500_2000_mnist_short")
+    },
+    **{
+        name: ["model.hidden=[8, 8]"]
+        for name in ("dbn_mnist", "dbn_mnist_short", "dbn_classifier_mnist", "dbn_classifier_mnist_short")
+    },
+    "sbn_mnist": ["model.hidden=[8, 8]", "+evaluate.n=4"],
     "parzen_real_mnist": ["evaluate.metric.parzen.samples=50", "evaluate.metric.nearest.n_fake=50"],
     "gan_mnist_parzen": ["evaluate.metric.parzen.samples=50", "model.hidden=[8]", "model.discriminator_hidden=[8]"],
     "char_rnn_shakespeare": ["model.hidden=8", "+evaluate.n=50"],
