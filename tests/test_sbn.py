@@ -67,7 +67,7 @@ def test_q_is_the_product_over_its_layers_and_draws_bring_their_weight() -> None
         h1, h2 = tuple(z[k, b, :3].int().tolist()), tuple(z[k, b, 3:].int().tolist())
         up = likelihood(model.recognition.linear(1), h1, tuple(x[b].flatten().int().tolist()))
         wanted = math.log(up * likelihood(model.recognition.linear(2), h2, h1))
-        assert float(log_q[k, b]) == pytest.approx(wanted, abs=1e-5)
+        assert log_q[k, b].item() == pytest.approx(wanted, abs=1e-5)
     mean = torch.sigmoid(model.recognition.linear(1)(x.flatten(1)))
     torch.testing.assert_close(q.centre[:, :3], mean)
     torch.testing.assert_close(q.centre[:, 3:], torch.sigmoid(model.recognition.linear(2)(mean)))

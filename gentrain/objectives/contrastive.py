@@ -15,8 +15,9 @@ from torch import Tensor
 from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import Classifies, EnergyBased, Enumerable, Harmonium, PseudoLikelihood
+from gentrain.models.base import EnergyBased, Enumerable, Harmonium, PseudoLikelihood
 from gentrain.models.harmonium import Bilinear
+from gentrain.objectives.classify import own_class_scores
 from gentrain.objectives.refinements import Refinements
 from gentrain.types import NonNegativeInt, PositiveInt
 from gentrain.update import Objective, Score, Update
@@ -36,18 +37,14 @@ class Contrastive(Objective):
 
     @torch.no_grad()
     def validate(self, model: EnergyBased, batch: Batch) -> dict[str, Score]:
-        x, y = batch.x, batch.y
+        x = batch.x
         scores = {"free_energy": Score(model.free_energy(x), "free-energy")}
         if isinstance(model, PseudoLikelihood):
             bits = None if x[0].numel() <= 4 * BITS else BITS
             scores["pseudo_log_likelihood"] = Score(model.pseudo_log_likelihood(x, bits), "pseudo")
         if isinstance(model, Enumerable) and model.enumeration_bits <= self.exact:
             scores["log_likelihood"] = Score(model.log_prob(x), "exact")
-        if isinstance(model, Classifies) and y is not None:
-            log_p = model.log_class(x)
-            scores["classification_error"] = Score((log_p.argmax(1) != y).float(), "classifier", "share")
-            scores["class_cross_entropy"] = Score(-log_p.gather(1, y[:, None].long())[:, 0], "classifier")
-        return scores
+        return scores | own_class_scores(model, batch)
 
 
 class ClosedForm(Contrastive):
