@@ -147,7 +147,7 @@ class TestShipped:
 def _data(name: str, folder: Path) -> list[str]:
     """Small data in place of an experiment's own: digits, of a text a short one, of drawn points a few."""
     own = plan(name).config.data
-    if "modes" in own:
+    if {"modes", "size"} & {*own}:  # a ring, bars and stripes
         return ["data.n=200"]
     if "path" not in own:
         return ["data=digits"]
