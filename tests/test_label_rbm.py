@@ -17,7 +17,7 @@ from gentrain.batch import Batch
 from gentrain.data.synthetic import bars_distribution
 from gentrain.errors import UsageError
 from gentrain.evaluation.anomaly import Anomaly
-from gentrain.models.label_rbm import JointRBM, LabelRBM, LabelUnits
+from gentrain.models.label_rbm import LabelRBM, LabelUnits
 from gentrain.models.rbm import RBM
 from gentrain.objectives.contrastive import CD, PCD
 from gentrain.objectives.fast_weights import FPCD
@@ -141,9 +141,10 @@ def codes_of(v: Tensor) -> Tensor:
     return (v[:, :D] @ torch.tensor([1.0, 2, 4, 8])).long() + 16 * v[:, D:].argmax(1)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("y", [None, 1])
 def test_a_step_of_the_joint_chain_keeps_its_distribution(y: int | None):
-    rbm, n = JointRBM(visible=D, classes=K, hidden=H), 20_000
+    rbm, n = LabelRBM((D,), classes=K, hidden=H), 20_000
     shaken(rbm, seed=4)
     p = torch.softmax(torch.logsumexp(log_joint(rbm), 2).flatten(), 0).view(16, K)
     if y is not None:
@@ -153,23 +154,23 @@ def test_a_step_of_the_joint_chain_keeps_its_distribution(y: int | None):
     v = rbm.join(listed(D).float()[start % 16], start // 16)
     assert torch.equal(codes_of(v), start)
     labels = None if y is None else torch.full((n,), y)
-    after = rbm.gibbs(v, 1, y=labels)
+    after = rbm.chain(v, 1, y=labels)
     assert torch.equal(after[:, D:].sum(1), torch.ones(n)) and (after != v).any(1).float().mean() > 0.2
-    for drawn in (after, rbm.sample(n, y=labels)):
+    for drawn in (after, rbm.chain(rbm.tosses(n, labels), 200, labels)):
         statistic, freedom = chi_square(torch.bincount(codes_of(drawn), minlength=16 * K), n * flat)
         assert statistic < critical(freedom)
 
 
 def test_joining_and_splitting():
-    rbm = JointRBM(visible=2, classes=3, hidden=1)
+    rbm = LabelRBM((2,), classes=3, hidden=1)
     v = rbm.join(torch.tensor([[0.25, 1.0]]), torch.tensor([2]))
     assert v.tolist() == [[0.25, 1.0, 0.0, 0.0, 1.0]]
     x, y = rbm.split(v)
     assert x.tolist() == [[0.25, 1.0]] and y.tolist() == [2]
     with torch.no_grad():
-        torch.testing.assert_close(rbm.log_class(x)[0, 2] - rbm.log_class(x)[0, 0], rbm.free_energy(
+        torch.testing.assert_close(rbm.log_class(x)[0, 2] - rbm.log_class(x)[0, 0], rbm.energy_of_units(
             rbm.join(x, torch.tensor([0]))
-        )[0] - rbm.free_energy(v)[0])  # fmt: skip
+        )[0] - rbm.energy_of_units(v)[0])  # fmt: skip
 
 
 def test_categorical_draws_have_their_probabilities():

@@ -109,41 +109,6 @@ class LabelUnits(BinaryHidden):
         return torch.log_softmax(-self.class_energies(x), 1)
 
 
-class JointRBM(LabelUnits, Classifies):
-    """The RBM over v = (x, y) as a model of these vectors: the associative memory on top of a deep belief network.
-
-    Its examples are joined states (B, D + K), its free energy is that of both together. Here `log_class` takes the bits
-    alone.
-
-    Args:
-        visible: D, bits without the label units. classes: K. hidden: units. burn_in: Gibbs steps of `sample`.
-
-    >>> rbm = JointRBM(visible=6, classes=3, hidden=4)
-    >>> v = rbm.join(torch.ones(2, 6), torch.tensor([0, 2]))
-    >>> v.shape, rbm.free_energy(v).shape, rbm.split(v)[1]
-    (torch.Size([2, 9]), torch.Size([2]), tensor([0, 2]))
-    >>> rbm.log_class(torch.ones(2, 6)).exp().sum(1).round(decimals=4).tolist(), rbm.sample(5).shape
-    ([1.0, 1.0], torch.Size([5, 9]))
-    """
-
-    def __init__(self, visible: PositiveInt, classes: PositiveInt, hidden: PositiveInt, burn_in: NonNegativeInt = 200):
-        super().__init__(visible, classes, hidden)
-        self.shape, self.burn_in = (visible + classes,), burn_in
-
-    def free_energy(self, x: Tensor) -> Tensor:
-        return self.energy_of_units(x)
-
-    @torch.no_grad()
-    def gibbs(self, x: Tensor, k: int, y: Tensor | None = None) -> Tensor:
-        """Run k full steps of the chain from x (B, D + K), with labels y (B,) clamped if they are given."""
-        return self.chain(x if y is None else self.join(x[:, : self.bits], y), k, y)
-
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """n independent chains from fair coin tosses after `burn_in` steps, (n, D + K); labels y (n,) are clamped."""
-        return self.chain(self.tosses(n, y), self.burn_in, y)
-
-
 class LabelRBM(
     LabelUnits, Classifies, Conditional, Enumerable, Codes, Completes, Filters, Reconstructs, StartsFromMean
 ):
