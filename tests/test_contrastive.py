@@ -14,9 +14,10 @@ from gentrain import config, noise
 from gentrain.batch import Batch
 from gentrain.device import Device
 from gentrain.errors import UsageError
+from gentrain.models.enumeration import states
 from gentrain.models.harmonium import Bilinear, LinearRBM
 from gentrain.models.label_rbm import LabelRBM
-from gentrain.models.rbm import RBM, states
+from gentrain.models.rbm import RBM
 from gentrain.objectives.contrastive import CD, PCD, ClosedForm
 from gentrain.objectives.fast_weights import FPCD
 from gentrain.objectives.refinements import Refinements

@@ -19,7 +19,8 @@ from gentrain.evaluation.estimator import Finding, Subject
 from gentrain.models.base import Bounded, TemperedPath
 from gentrain.models.dbm import DBM
 from gentrain.models.doubled import DoubledRBM, Sweep
-from gentrain.models.rbm import RBM, states
+from gentrain.models.enumeration import states
+from gentrain.models.rbm import RBM
 from gentrain.objectives.contrastive import CD
 from gentrain.objectives.dbm import JointDBM
 from gentrain.objectives.greedy import Greedy

@@ -14,7 +14,8 @@ from torch import Tensor
 from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.rbm import RBM, log_partition, states
+from gentrain.models.enumeration import states
+from gentrain.models.rbm import RBM, log_partition
 from gentrain.objectives.contrastive import CD, PCD
 from gentrain.truth.objectives import exact_gradient
 from gentrain.truth.spaces import discrete, follow

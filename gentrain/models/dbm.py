@@ -24,7 +24,8 @@ from gentrain.models.base import (
 )
 from gentrain.models.classifier import Discriminative
 from gentrain.models.doubled import DoubledRBM, Sweep
-from gentrain.models.rbm import RBM, states
+from gentrain.models.enumeration import states
+from gentrain.models.rbm import RBM
 from gentrain.models.stack import Stack
 from gentrain.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Shape
 

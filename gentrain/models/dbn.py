@@ -22,8 +22,9 @@ from gentrain.models.base import (
 )
 from gentrain.models.belief import Affine, Cascade, Directed, cascade
 from gentrain.models.classifier import Discriminative
+from gentrain.models.enumeration import states
 from gentrain.models.label_rbm import LabelRBM
-from gentrain.models.rbm import RBM, RBMPath, states
+from gentrain.models.rbm import RBM, RBMPath
 from gentrain.models.stack import Stack
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 

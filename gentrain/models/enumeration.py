@@ -1,4 +1,4 @@
-"""Sums over all states of binary units that are coupled in pairs, and draws from their distribution."""
+"""Sums over all states of binary units, block by block, and draws from their distribution."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -25,6 +24,7 @@ from gentrain.models.base import (
     StartsFromMean,
     TemperedPath,
 )
+from gentrain.models.enumeration import Block, Remembered, draw_states, log_total, states
 from gentrain.models.harmonium import Bilinear, BinaryHidden, BinaryVisible
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
@@ -65,7 +65,7 @@ class RBM(
     def __init__(self, shape: Shape, hidden: PositiveInt = 500, burn_in: NonNegativeInt = 200):
         super().__init__(shape, hidden)
         self.burn_in = burn_in
-        self._partition: tuple[list[Tensor], Tensor] | None = None
+        self._remembered = Remembered()
 
     def free_energy(self, x: Tensor) -> Tensor:
         return self.energy_of_units(x)
@@ -120,13 +120,9 @@ class RBM(
             UsageError: neither layer is small enough.
         """
         self._require_enumerable()
+        host = "cpu" if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
         parameters = [self.weight, self.visible_bias, self.hidden_bias]
-        if self._partition is None or not all(map(torch.equal, parameters, self._partition[0])):
-            host = "cpu" if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
-            with _one_thread():
-                value = log_partition(*(p.to(host).double() for p in parameters))
-            self._partition = [p.detach().clone() for p in parameters], value
-        return self._partition[1]
+        return self._remembered(parameters, lambda: log_partition(*(p.to(host).double() for p in parameters)))
 
     def _require_enumerable(self) -> None:
         if not self.enumerable:
@@ -139,8 +135,7 @@ class RBM(
     def exact_sample(self, n: int) -> Tensor:
         """n independent examples: states of the smaller layer as the sum over them comes by, then v.
 
-        A sample moves to a block of states with probability (the block's sum) / (the sum so far), and within it to a
-        state in proportion: after the last block each state has its own probability. Time is that of `log_partition`.
+        Time is that of `log_partition`.
 
         Raises:
             UsageError: neither layer is small enough.
@@ -150,17 +145,7 @@ class RBM(
         W, b, c = (p.to(host).double() for p in (self.weight, self.visible_bias, self.hidden_bias))
         if swapped := self.hidden > self.visible:
             W, b, c = W.t(), c, b
-        drawn = torch.zeros(n, len(c), dtype=W.dtype, device=host)
-        total = torch.full((), -math.inf, dtype=W.dtype, device=host)
-        with _one_thread():
-            for h_low, h_high, term in _blocks(W, b, c):
-                block = torch.logsumexp(term.flatten(), 0)
-                total = torch.logaddexp(total, block)
-                moves = torch.rand(n, dtype=W.dtype, device=host) < torch.exp(block - total)
-                if count := int(moves.sum()):
-                    chosen = torch.multinomial(torch.exp(term.flatten() - block), count, replacement=True)
-                    low, high = chosen % len(h_low), chosen // len(h_low)
-                    drawn[moves] = torch.cat([h_low[low], h_high[high]], 1)
+        drawn = draw_states(_blocks(W, b, c), n, len(c), c)
         drawn = drawn.to(self.device, self.weight.dtype)
         return drawn.view(-1, *self.shape) if swapped else self.sample_visible(drawn)
 
@@ -259,15 +244,10 @@ def log_partition(W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: in
     """
     if W.shape[0] > W.shape[1]:  # the roles of v and h are symmetric
         W, b, c = W.t(), c, b
-    total = torch.full((), -math.inf, dtype=W.dtype, device=W.device)
-    for _, _, term in _blocks(W, b, c, inner=inner, outer=outer):
-        total = torch.logaddexp(total, torch.logsumexp(term.flatten(), 0))
-    return total
+    return log_total(_blocks(W, b, c, inner=inner, outer=outer), W)
 
 
-def _blocks(
-    W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: int = 7
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _blocks(W: Tensor, b: Tensor, c: Tensor, *, inner: int = 10, outer: int = 7) -> Iterator[Block]:
     """All states of the hidden units in blocks: the low units' states (I, low), some of the high units' (O, high), and
     the logarithms of exp(cᵀh) Π_i (1 + exp(b_i + Wᵀ_i h)) for every pair, (O, I).
 
@@ -300,17 +280,6 @@ def _blocks(
         yield h_low, h, term
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """A hundred thousand small products: threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 LOG_RANGE = 700.0
 """Exponents up to this are safe in a double."""
 
@@ -336,13 +305,3 @@ def _slices(needs: list[float]) -> list[tuple[int, int]]:
             room = LOG_RANGE
         room -= need
     return list(pairwise([*starts, len(needs)]))
-
-
-def states(n: int, like: Tensor) -> Tensor:
-    """All 2^n binary vectors, (2^n, n), of `like`'s type.
-
-    >>> states(2, torch.zeros(()))
-    tensor([[0., 0.], [1., 0.], [0., 1.], [1., 1.]])
-    """
-    codes = torch.arange(1 << n, device=like.device)
-    return (codes[:, None] >> torch.arange(n, device=like.device) & 1).to(like.dtype)
