@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import bare_trainer, differences, fit, learned, resumed
+from helpers import bare_trainer, build, differences, fit, learned, resumed
 
+import gentrain
 from gentrain import checkpoint
 from gentrain.device import own_randomness
 from gentrain.errors import Interrupted
-from gentrain.evaluation.heldout import held_out
+from gentrain.evaluation.estimator import seeded
+from gentrain.evaluation.heldout import SEED, held_out
+from gentrain.models.base import EnergyBased
+from gentrain.objectives.contrastive import PCD
 from gentrain.pictures import draw
+from gentrain.run import read_metrics
 from gentrain.signals import Stop
 from gentrain.trainer import Trainer
 
@@ -88,3 +93,29 @@ def test_a_second_signal_ends_the_training_at_once_and_the_last_checkpoint_stand
     assert stopped.value.code == 130
     found = checkpoint.newest(tmp_path)
     assert found is not None and found[1]["step"] == 6
+
+
+def test_chains_are_looked_at_beside_the_data(tmp_path: Path):
+    """The free energies of data and particles, the particles' pictures, and what is learned as if nobody had looked."""
+    words = ["model=rbm", "objective=pcd", "data=bars", "data.validation=100", "model.hidden=6", "trainer.steps=8"]
+    words += ["trainer.log_every=8", "device=cpu", f"output={tmp_path}"]
+    run = gentrain.train([*words, "trainer.evaluate_every=4", "trainer.sample_every=4"]).path
+    states = []
+    for path in (run, gentrain.train([*words, *STEADY]).path):
+        found = checkpoint.newest(path / "checkpoints")
+        assert found is not None
+        states.append({key: found[1][key] for key in ("model", "objective", "rng")})
+    assert differences(*states) == []
+    values = {k: v for record in read_metrics(run) if record["step"] == 8 for k, v in record.items()}
+    model, objective = gentrain.load(run), PCD(hidden=6)
+    assert isinstance(model, EnergyBased)
+    objective.load_state_dict(states[0]["objective"])
+    data = next(build(*words[:-1]).pipeline.evaluation("train", 1000, 1000)).x
+    with seeded(SEED):
+        places = {"train": data, "particles": objective.fantasies(model)}
+        energies = {name: float(model.free_energy(x).mean()) for name, x in places.items()}
+    for name, energy in energies.items():
+        assert values[f"{name}/free_energy"] == pytest.approx(energy, rel=1e-5)
+    assert abs(energies["train"] - energies["particles"]) > 1e-3
+    names = sorted(path.name for path in (run / "samples").glob("particles*"))
+    assert names == ["particles-00000004.png", "particles-00000008.png", "particles.gif"]

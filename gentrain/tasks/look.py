@@ -16,7 +16,7 @@ from gentrain.evaluation import health, ledger
 from gentrain.evaluation.estimator import Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
 from gentrain.evaluation.standard import standard
-from gentrain.models.base import Codes, EnergyBased, Filters, Generative, Reconstructs
+from gentrain.models.base import Codes, Filters, Generative, Reconstructs, Unnormalised
 from gentrain.models.sequence import Writes
 from gentrain.report import Report
 from gentrain.trainer import Trainer
@@ -83,7 +83,7 @@ class Look:
     def _free_energies(self, trainer: Trainer) -> dict[str, float]:
         """Mean free energies of training examples and of the chains: apart, the chains are where the data aren't."""
         model = trainer.averaged
-        if not isinstance(model, EnergyBased):
+        if not isinstance(model, Unnormalised):
             return {}
         n = min(LOOKED_AT, self.pipeline.spec.sizes["train"])
         places = {"train": next(self.pipeline.evaluation("train", n, n)).x}
