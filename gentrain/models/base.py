@@ -331,9 +331,11 @@ class TemperedPath(ABC, Generic[State]):
 
     Attributes:
         log_partition: log of the normaliser at β = 0, in nats.
+        categories: of the last so many units of a state one is on, a label; 0 if states have no such group.
     """
 
     log_partition: float
+    categories: int = 0
 
     @abstractmethod
     def start(self, n: int) -> State:

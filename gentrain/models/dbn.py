@@ -302,7 +302,7 @@ class _LabelPath(RBMPath):
     """The same from independent bits and an independent label; its states are those of both."""
 
     def __init__(self, rbm: LabelRBM, base: Tensor):
-        self.bits = rbm.bits
+        self.bits, self.categories = rbm.bits, rbm.classes
         super().__init__(rbm, base)
         self.shape = (rbm.visible,)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,11 @@ def _path(model: Bounded, x: Tensor) -> tuple[TemperedPath, Space]:
     mean = model.tempered_units(x).float().mean(0)
     if 1 << mean.numel() > STATES:
         raise Unchecked(f"the path is over 2^{mean.numel()} states")
-    space = discrete(tuple(mean.shape), 2)
-    return model.tempered(mean), space
+    path, space = model.tempered(mean), discrete(tuple(mean.shape), 2)
+    if path.categories:
+        there = space.points[:, -path.categories :].sum(1) == 1
+        space = replace(space, points=space.points[there], bin=space.bin[there])
+    return path, space
 
 
 @claims("the path to log Z ends where it says", Bounded)
