@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from gentrain.models.base import Codes, Decoder, Unnormalised
-from gentrain.models.layers import StandardNormal, UnitNormal, mlp
+from gentrain.models.base import Codes, Unnormalised
+from gentrain.models.gan import GeneratorNetwork
+from gentrain.models.layers import mlp
 from gentrain.types import PositiveFloat, PositiveInt, Shape
 
 _leaky = partial(nn.LeakyReLU, 0.2)
 
 
-class DeepEnergy(Unnormalised, Decoder, Codes):
+class DeepEnergy(GeneratorNetwork, Unnormalised, Codes):
     """p(x) ∝ exp(-E(x)), E(x) = ‖x‖²/σ² - bᵀx - Σ_i softplus(W_iᵀf(x) + c_i), a product of experts over the features f
     of a network; and a generator x = G(z), z ~ N(0, I), that learns to sample it (Kim & Bengio 2016, arXiv:1606.03439).
 
@@ -62,15 +63,9 @@ class DeepEnergy(Unnormalised, Decoder, Codes):
         for d_in, d_out in pairwise([latent_dim, *hidden]):
             layers += [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU()]
         bounded = [nn.Tanh()] if levels is not None else []
-        self.generator = nn.Sequential(*layers, nn.Linear(hidden[-1], size), *bounded, nn.Unflatten(1, self.shape))
-        self._prior = StandardNormal(latent_dim)
-
-    @property
-    def prior(self) -> UnitNormal:
-        return self._prior()
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.generator(z).float()
+        self._set_generator(
+            nn.Sequential(*layers, nn.Linear(hidden[-1], size), *bounded, nn.Unflatten(1, self.shape)), latent_dim
+        )
 
     def free_energy(self, x: Tensor) -> Tensor:
         return self.energy(x.flatten(1))
@@ -78,16 +73,11 @@ class DeepEnergy(Unnormalised, Decoder, Codes):
     def entropy(self) -> Tensor:
         """Σ_a log(2πe γ_a²)/2 in nats over the units of G's hidden layers, γ_a the scale of a's batch normalisation:
         the entropy of as many independent Gaussians (arXiv:1606.03439, section 3.2)."""
-        scales = torch.cat([layer.weight for layer in self.generator if isinstance(layer, nn.BatchNorm1d)])
+        scales = torch.cat([layer.weight for layer in self.generator.children() if isinstance(layer, nn.BatchNorm1d)])
         return (scales.abs().clamp_min(1e-6).log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
 
     def codes(self, x: Tensor) -> Tensor:
         return self.energy.features(x.flatten(1))
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """n draws of the generator."""
-        return self.decode(self.prior.sample(torch.Size([n])))
 
 
 class Energy(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -55,9 +56,9 @@ class Langevin(Standardised, EnergyBased):
         self.step, self.steps, self.burn_in = step, steps, burn_in
         self.adjusted, self.noise = adjusted, math.sqrt(step) if noise is None else noise
 
+    @abstractmethod
     def energy(self, z: Tensor) -> Tensor:
         """E(z) in nats, (B,), of z (B, D)."""
-        raise NotImplementedError
 
     def free_energy(self, x: Tensor) -> Tensor:
         return self.energy(self.inward(x))

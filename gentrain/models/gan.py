@@ -11,21 +11,20 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial, Codes
+from gentrain.models.base import Adversarial, Codes, Decoder
 from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, UnitNormal, double, halve, halvings, mlp
 from gentrain.types import PositiveInt, Shape
 
 _leaky = partial(nn.LeakyReLU, 0.2)
 
 
-class _Game(Adversarial):
-    """What the networks below share: x = G(z) with z ~ N(0, I), and a discriminator that gives one logit."""
+class GeneratorNetwork(Decoder):
+    """x = G(z), z ~ N(0, I), with the part `generator` for G."""
 
-    def __init__(self, shape: tuple[int, ...], latent_dim: int, generator: nn.Module, discriminator: nn.Module):
-        super().__init__()
-        self.shape, self.latent_dim = shape, latent_dim
-        self.generator, self.discriminator = generator, discriminator
-        self._prior = StandardNormal(latent_dim)
+    generator: nn.Module
+
+    def _set_generator(self, generator: nn.Module, latent_dim: int) -> None:
+        self.generator, self.latent_dim, self._prior = generator, latent_dim, StandardNormal(latent_dim)
 
     @property
     def prior(self) -> UnitNormal:
@@ -34,12 +33,23 @@ class _Game(Adversarial):
     def decode(self, z: Tensor) -> Tensor:
         return self.generator(z).float()
 
-    def discriminate(self, x: Tensor) -> Tensor:
-        return self.discriminator(x).float().flatten()
-
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
+        """n draws of the generator."""
         return self.decode(self.prior.sample(torch.Size([n])))
+
+
+class _Game(GeneratorNetwork, Adversarial):
+    """What the networks below share: a generator, and a discriminator that gives one logit."""
+
+    def __init__(self, shape: tuple[int, ...], latent_dim: int, generator: nn.Module, discriminator: nn.Module):
+        super().__init__()
+        self.shape = shape
+        self._set_generator(generator, latent_dim)
+        self.discriminator = discriminator
+
+    def discriminate(self, x: Tensor) -> Tensor:
+        return self.discriminator(x).float().flatten()
 
 
 class GAN(_Game):

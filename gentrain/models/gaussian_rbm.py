@@ -14,21 +14,20 @@ from gentrain.errors import UsageError
 from gentrain.models.base import (
     Annealed,
     Codes,
-    Completes,
     Enumerable,
     Filters,
-    Harmonium,
     Reconstructs,
     TemperedPath,
 )
 from gentrain.models.enumeration import Remembered, draw_states, log_total, quadratic
+from gentrain.models.harmonium import Clamped
 from gentrain.models.standard import Standardised
 from gentrain.types import NonNegativeInt, PositiveFloat, PositiveInt, Shape
 
 LOG_2PI = math.log(2 * math.pi)
 
 
-class GaussianRBM(Standardised, Harmonium, Enumerable, Annealed, Codes, Completes, Filters, Reconstructs):
+class GaussianRBM(Standardised, Clamped, Enumerable, Annealed, Codes, Filters, Reconstructs):
     """p(z) = Σ_h exp(-E(z, h)) / Z, z real and h binary, E(z, h) = Σ_i (z_i - b_i)²/(2σ_i²) - cᵀh - Σ_i z_i W_iᵀh/σ_i²
     (Hinton & Salakhutdinov 2006; in the parametrisation of Cho et al. 2011, ICANN, "Improved learning of Gaussian-
     Bernoulli restricted Boltzmann machines").
@@ -141,15 +140,6 @@ class GaussianRBM(Standardised, Harmonium, Enumerable, Annealed, Codes, Complete
     def sample(self, n: int) -> Tensor:
         """n independent chains after `burn_in` steps from N(mean, scale²); with their noise."""
         return self.gibbs(self.start(n), self.burn_in)
-
-    @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor) -> Tensor:
-        """By `burn_in` Gibbs steps with the known units clamped: the chain's law is p(missing | known), since the
-        visible units are independent given h."""
-        x = torch.where(known, x, self.start(len(x)))
-        for _ in range(self.burn_in):
-            x = torch.where(known, x, self.gibbs(x, 1))
-        return x
 
     def codes(self, x: Tensor) -> Tensor:
         return self.hidden_probability(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gentrain import noise
-from gentrain.models.base import Harmonium, Tempers
+from gentrain.models.base import Completes, Harmonium, Tempers
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
@@ -111,6 +111,21 @@ class BinaryHidden(Bilinear, Tempers):
         """-bᵀv - Σ_j softplus(c_j + W_j v) in nats, (B,): the free energy of the visible units' states."""
         v = v.flatten(1).to(self.weight.dtype)
         return -(v @ self.visible_bias) - softplus(nn.functional.linear(v, self.weight, self.hidden_bias)).sum(-1)
+
+
+class Clamped(Harmonium, Completes):
+    """Completes by its own chain, with the known units clamped: the visible units are independent given h, so that the
+    chain's law is p(missing | known)."""
+
+    burn_in: int
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """By `burn_in` Gibbs steps from where chains start."""
+        x = torch.where(known, x, self.start(len(x)))
+        for _ in range(self.burn_in):
+            x = torch.where(known, x, self.gibbs(x, 1))
+        return x
 
 
 class LinearRBM(BinaryVisible):

@@ -16,7 +16,6 @@ from gentrain.errors import UsageError
 from gentrain.models.base import (
     Annealed,
     Codes,
-    Completes,
     Enumerable,
     Filters,
     PseudoLikelihood,
@@ -25,18 +24,18 @@ from gentrain.models.base import (
     TemperedPath,
 )
 from gentrain.models.enumeration import Block, Remembered, draw_states, log_total, states
-from gentrain.models.harmonium import Bilinear, BinaryHidden, BinaryVisible
+from gentrain.models.harmonium import Bilinear, BinaryHidden, BinaryVisible, Clamped
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
 class RBM(
     BinaryVisible,
     BinaryHidden,
+    Clamped,
     Enumerable,
     Annealed,
     PseudoLikelihood,
     Codes,
-    Completes,
     Filters,
     Reconstructs,
     StartsFromMean,
@@ -81,15 +80,6 @@ class RBM(
         elif len(start) != n:
             raise ValueError(f"{n} chains asked for and {len(start)} examples to start them from")
         return self.gibbs(start, self.burn_in if burn_in is None else burn_in)
-
-    @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor) -> Tensor:
-        """By `burn_in` Gibbs steps with the known units clamped, from fair coin tosses: the chain's law is
-        p(missing | known), since the visible units are independent given h."""
-        x = torch.where(known, x, noise.bernoulli(torch.full_like(x, 0.5)))
-        for _ in range(self.burn_in):
-            x = torch.where(known, x, self.gibbs(x, 1))
-        return x
 
     def codes(self, x: Tensor) -> Tensor:
         return self.hidden_probability(x)
