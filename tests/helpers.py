@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from gentrain import config
 from gentrain import device as devices
 from gentrain.errors import Interrupted, UsageError
+from gentrain.evaluation.ais import Mean, anneal, log_mean
+from gentrain.models.base import TemperedPath
 from gentrain.settings import DeviceSettings
 from gentrain.signals import Stop
 from gentrain.tasks.assemble import Assembly, assemble
@@ -21,7 +25,7 @@ from gentrain.trainer import Trainer
 from gentrain.truth.base import differences
 
 __all__ = [
-    "DATA", "MODELS", "OBJECTIVES", "SMALL", "Recorder",
+    "DATA", "MODELS", "OBJECTIVES", "SMALL", "Recorder", "annealed_both_ways",
     "bare_trainer", "build", "data_for", "differences", "fit", "fitting_pairs", "learned", "resumed",
 ]  # fmt: skip
 
@@ -86,3 +90,15 @@ def fit(trainer: Trainer, until: int | None = None) -> Trainer:
         except Interrupted:
             return trainer
     raise AssertionError(f"the training was not stopped at step {until}")
+
+
+def annealed_both_ways(path: TemperedPath[Any], samples: torch.Tensor, exact: float, betas: list[float]) -> list[Mean]:
+    """AIS from the base and from as many exact samples of the model: each interval must hold the exact log Z."""
+    up = list(pairwise(betas))
+    *_, weights = anneal(path, path.start(len(samples)), up)
+    forward = log_mean(weights)
+    assert forward.low is not None and forward.low < exact - path.log_partition < forward.high
+    *_, weights = anneal(path, path.state(samples), [(b, a) for a, b in reversed(up)])
+    backward = log_mean(weights)
+    assert backward.low is not None and backward.low < path.log_partition - exact < backward.high
+    return [forward, backward]

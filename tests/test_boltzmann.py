@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
 import pytest
 import torch
+from helpers import annealed_both_ways
 from torch import Tensor
 
 from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.data.synthetic import bars_distribution
 from gentrain.errors import UsageError
-from gentrain.evaluation.ais import anneal, betas, log_mean
+from gentrain.evaluation.ais import betas
 from gentrain.models import enumeration
 from gentrain.models.boltzmann import Boltzmann, Connections, sweep
 from gentrain.models.enumeration import draw_states, log_total, log_weight, quadratic, states
@@ -166,13 +166,7 @@ def test_sums_in_blocks_are_the_sum(inner: int, monkeypatch: pytest.MonkeyPatch)
 def test_annealing_brackets_the_exact_normaliser():
     model, mean = machine(visible=6, scale=0.6), torch.full((1, 1, 6), 0.3)
     exact, path, steps = float(model.log_partition()), model.tempered(mean), betas([(1.0, 60)])
-    up = list(pairwise(steps))
-    *_, weights = anneal(path, path.start(4000), up)
-    forward = log_mean(weights)
-    assert forward.low is not None and forward.low < exact - path.log_partition < forward.high
-    *_, weights = anneal(path, path.state(model.exact_sample(4000)), [(b, a) for a, b in reversed(up)])
-    backward = log_mean(weights)
-    assert backward.low is not None and backward.low < path.log_partition - exact < backward.high
+    forward, backward = annealed_both_ways(path, model.exact_sample(4000), exact, steps)
     assert forward.relative < 0.02 and backward.relative < 0.02
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
-from helpers import build
+from helpers import annealed_both_ways, build
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -15,7 +14,7 @@ from gentrain.batch import Batch
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Split, make_source
 from gentrain.errors import UsageError
-from gentrain.evaluation.ais import anneal, betas, log_mean
+from gentrain.evaluation.ais import betas
 from gentrain.models.enumeration import states
 from gentrain.models.gaussian_rbm import GaussianRBM
 from gentrain.models.standard import Standardised
@@ -139,13 +138,7 @@ def test_no_deviation_falls_below_the_floor():
 def test_annealing_brackets_the_exact_normaliser():
     rbm = machine()
     exact, path, steps = float(rbm.log_partition()), rbm.tempered(MEAN), betas([(1.0, 100)])
-    up = list(pairwise(steps))
-    *_, weights = anneal(path, path.start(4000), up)
-    forward = log_mean(weights)
-    assert forward.low is not None and forward.low < exact - path.log_partition < forward.high
-    *_, weights = anneal(path, path.state(rbm.exact_sample(4000)), [(b, a) for a, b in reversed(up)])
-    backward = log_mean(weights)
-    assert backward.low is not None and backward.low < path.log_partition - exact < backward.high
+    forward, backward = annealed_both_ways(path, rbm.exact_sample(4000), exact, steps)
     assert max(forward.relative, backward.relative) < 0.03
     x = torch.randn(4, 2)
     torch.testing.assert_close(path.log_prob(path.state(x), 1.0), -rbm.free_energy(x).double(), atol=1e-4, rtol=1e-4)
