@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentrain import checkpoint
@@ -25,7 +26,7 @@ from gentrain.parts import Part
 from gentrain.report import Report
 from gentrain.settings import TrainerSettings
 from gentrain.signals import Stop
-from gentrain.update import Objective, Update
+from gentrain.update import Objective, Update, following
 
 POLL = 10  # steps between two looks at other processes' requests to stop
 
@@ -129,11 +130,13 @@ class Trainer:
         progress = self.progress
         factor, momentum = self.optim.factor(progress), self.optim.momentum_at(progress)
         batch = self.pipeline.batch(self.step)
-        updates = self.objective(self.model, batch, progress)
+        updates, done = self.objective(self.model, batch, progress), None
         try:
-            while (update := self._next(updates)) is not None:
+            while (update := self._next(updates, done)) is not None:
+                done = None
                 if update.loss is not None or update.grads is not None:
                     self.parts[update.part].step(update, factor, self.step, momentum)
+                    done = self.parts[update.part].optimizer
                 for name, value in update.metrics.items():
                     value = (
                         value.detach().clone() if self.device.graphs else value.detach()
@@ -146,9 +149,9 @@ class Trainer:
         self.step += 1
         self._seen = []
 
-    def _next(self, updates: Iterator[Update]) -> Update | None:
+    def _next(self, updates: Iterator[Update], done: Optimizer | None) -> Update | None:
         with self.device.autocast():
-            return next(updates, None)
+            return following(updates, done)
 
     def _look_up(self, stop: Stop) -> None:
         """Evaluate, sample and save when it is time. A look that a signal cuts short is taken again after resuming."""

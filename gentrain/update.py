@@ -8,11 +8,12 @@ game of several players, closed-form gradients and in-place estimation all fit t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gentrain.batch import Batch
 
@@ -37,6 +38,21 @@ class Update:
     def __post_init__(self) -> None:
         if self.loss is not None and self.grads is not None:
             raise ValueError("an update has a loss or ready gradients, not both")
+
+
+def following(updates: Iterator[Update], done: Optimizer | None) -> Update | None:
+    """The next update, or None when there are no more.
+
+    Args:
+        updates: of one batch. done: the optimizer that has carried out the update before; None if there was none, or it
+            needed none.
+    """
+    if done is not None and isinstance(updates, Generator):
+        try:
+            return updates.send(done)
+        except StopIteration:
+            return None
+    return next(updates, None)
 
 
 class Score(NamedTuple):

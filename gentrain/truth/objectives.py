@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from gentrain.truth.base import Case, Verdict, claims
 from gentrain.truth.latent import bounds
 from gentrain.truth.models import ROUNDING, ROWS, SIGMAS, require_smooth
 from gentrain.truth.spaces import over, sigmas
-from gentrain.update import Objective, Update
+from gentrain.update import Objective, Update, following
 
 PROGRESS = (*(i / 12 for i in range(12)), 0.99)
 """Points of training at which updates are looked at: an objective in stages trains other layers later."""
@@ -69,7 +69,7 @@ def case_of(
     parts = parts_of(objective, model, optim)
     moved: set[int] = set()
     for step, batch in enumerate(case.batches):
-        for update in objective(model, batch, step / len(batches)):
+        for update in played(objective(model, batch, step / len(batches)), parts):
             if update.loss is not None or update.grads is not None:
                 parts[update.part].step(update, 1.0, step)
                 own = parts[update.part].parameters.values()
@@ -99,6 +99,15 @@ def shake(parameters: list[Tensor], seed: int = 0) -> None:
         p += (torch.randn(p.shape, generator=generator) / fan**0.5).to(p)
 
 
+def played(updates: Iterator[Update], parts: Mapping[str, Part]) -> Iterator[Update]:
+    """The updates, each computed after the part of the one before has answered, as in training."""
+    done = None
+    while (update := following(updates, done)) is not None:
+        yield update
+        part = None if update.loss is None and update.grads is None else parts.get(update.part)
+        done = part.optimizer if part else None
+
+
 def copies(case: Case) -> tuple[Generative, Objective]:
     """Model, in training mode, and objective, to be changed at will."""
     model, objective = copy.deepcopy((case.model, case.objective))
@@ -120,7 +129,7 @@ def _updates(case: Case) -> Iterator[tuple[Update, Part | None, list[str]]]:
     model, objective = copies(case)
     parts = parts_of(objective, model, case.optim)
     for i, progress in enumerate(PROGRESS):
-        updates = objective(model, case.batches[i % len(case.batches)], progress)
+        updates = played(objective(model, case.batches[i % len(case.batches)], progress), parts)
         while True:
             before = {name: p.detach().clone() for name, p in model.named_parameters()}
             update = next(updates, None)
@@ -187,13 +196,15 @@ def _full(part: Part, name: str) -> str:
     return f"{part.name}.{name}" if part.name else name
 
 
-def _own_loss(model: Generative, objective: Objective, batch: Batch, part: str, seeds: int = 8) -> float:
-    """The mean loss of the part's first update over fixed draws."""
-    total = 0.0
+def _own_loss(case: Case, model: Generative, objective: Objective, part: str, seeds: int = 8) -> float:
+    """The mean loss of the part's first update on the first batch, over fixed draws; model and objective may change."""
+    total, batch, parts = 0.0, case.batches[0], parts_of(objective, model, case.optim)
     for seed in range(seeds):
         torch.manual_seed(seed)
         with torch.enable_grad():
-            update = next(u for u in objective(model, batch, 0.99) if u.part == part and u.loss is not None)
+            update = next(
+                u for u in played(objective(model, batch, 0.99), parts) if u.part == part and u.loss is not None
+            )
         assert update.loss is not None
         total += float(update.loss.detach())
     return total / seeds
@@ -203,19 +214,20 @@ def _train_alone(case: Case, part: str) -> tuple[Generative, float, float]:
     """The model after STEPS updates of one part on a batch that stays the same; its loss before and after."""
     model, objective = copies(case)
     parts, batch = parts_of(objective, model, case.optim), case.batches[0]
-    before = _own_loss(*copies(case), batch, part)
+    before = _own_loss(case, *copies(case), part)
     with torch.enable_grad():
         for step in range(STEPS):
-            for update in objective(model, batch, 0.99):
-                if update.part == part:
+            for update in played(objective(model, batch, 0.99), parts):
+                if update.part == part and (update.loss is not None or update.grads is not None):
                     parts[part].step(update, 1.0, step)
-    return model, before, _own_loss(copy.deepcopy(model), copy.deepcopy(objective), batch, part)
+    return model, before, _own_loss(case, copy.deepcopy(model), copy.deepcopy(objective), part)
 
 
 def _has_loss(case: Case, part: str) -> bool:
     model, objective = copies(case)
+    updates = played(objective(model, case.batches[0], 0.99), parts_of(objective, model, case.optim))
     with torch.enable_grad():
-        return any(u.part == part and u.loss is not None for u in objective(model, case.batches[0], 0.99))
+        return any(u.part == part and u.loss is not None for u in updates)
 
 
 @claims("the loss falls", Generative)
@@ -284,7 +296,7 @@ def update_descends(case: Case) -> Verdict | None:
     batch, total, count = case.batches[0], {}, 0
     for i in range(80):  # the first half lets persistent chains find the distribution of a model that stands still
         with torch.enable_grad():
-            for update in objective(model, batch, 0.5):
+            for update in played(objective(model, batch, 0.5), {part.name: part}):
                 if update.loss is None and update.grads is None:
                     return None
                 for name, g in gradients(update, part).items() if i >= 40 else []:
