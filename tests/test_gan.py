@@ -14,6 +14,7 @@ from gentrain.errors import UsageError
 from gentrain.models.base import Adversarial
 from gentrain.models.gan import DCGAN, GAN
 from gentrain.objectives.adversarial import Game, LabelSmoothing, Minimax, NonSaturating
+from gentrain.objectives.regularisers import Regularisers
 
 P_DATA = torch.tensor([0.1, 0.2, 0.3, 0.4])
 P_MODEL = torch.tensor([0.4, 0.4, 0.1, 0.1])
@@ -159,7 +160,8 @@ def test_discriminator_steps(steps: int):
     updates = list(Minimax(discriminator_steps=steps)(gan, batch, 0.0))
     assert [u.part for u in updates] == ["discriminator"] * steps + ["generator"]
     assert len(fakes) == steps and (steps == 1 or not torch.equal(fakes[0], fakes[1]))
-    assert set(updates[0].metrics) == {"d_loss", "d_real", "d_fake"} and set(updates[-1].metrics) == {"g_loss"}
+    seen = {"d_loss", "d_real", "d_fake", "accuracy_real", "accuracy_fake"}
+    assert set(updates[0].metrics) == seen and set(updates[-1].metrics) == {"g_loss"}
     assert all(0 < updates[0].metrics[name] < 1 for name in ("d_real", "d_fake"))
 
 
@@ -229,3 +231,84 @@ def test_supports_follow_the_data():
 def test_what_dcgan_can_not_take(shape: tuple[int, ...], levels: int | None, said: str):
     with pytest.raises(UsageError, match=said):
         DCGAN(shape, levels=levels)
+
+
+def test_penalties_on_the_critics_gradient():
+    """Of D(x) = x_1 x_2 the gradient is (x_2, x_1); of D(x) = wᵀx the norm of w, wherever between the examples."""
+
+    def saddle(x: Tensor) -> Tensor:
+        return x.prod(1)
+
+    real, fake = torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    found = Regularisers(r1=3.0, r2=0.5).penalties(saddle, real, fake)
+    assert found["r1"].item() == pytest.approx(3.0 / 2 * (5 + 9) / 2)
+    assert found["r2"].item() == pytest.approx(0.5 / 2 * (2 + 4) / 2)
+    w = torch.tensor([3.0, 4.0])
+    penalty = Regularisers(gradient_penalty=10.0, target=2.0).penalties(lambda x: x @ w, real, fake)
+    assert penalty["gradient_penalty"].item() == pytest.approx(10 * (5 - 2) ** 2)
+    assert Regularisers().penalties(saddle, real, fake) == {}
+
+
+def test_penalties_teach_the_critic_as_finite_differences_say():
+    torch.manual_seed(7)
+    critic = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    real, fake = torch.randn(5, 2).double(), torch.randn(5, 2).double()
+    pieces = Regularisers(r1=1.0, r2=2.0, gradient_penalty=3.0)
+
+    def total() -> Tensor:
+        torch.manual_seed(0)  # the same points between
+        return sum(pieces.penalties(lambda x: critic(x).flatten(), real, fake).values(), torch.zeros(()))
+
+    weight = critic[0].weight
+    (slope,) = torch.autograd.grad(total(), weight)
+    for i, j in ((0, 0), (3, 1)):
+        values = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                weight[i, j] += step
+            values.append(total().item())
+            with torch.no_grad():
+                weight[i, j] -= step
+        assert slope[i, j].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+
+
+def test_the_gradient_penalty_looks_between_the_examples():
+    seen: list[Tensor] = []
+
+    def critic(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return x.sum(1)
+
+    real, fake = torch.zeros(200, 3), torch.ones(200, 3)
+    Regularisers(gradient_penalty=1.0).penalties(critic, real, fake)
+    share = seen[0][:, 0]
+    assert torch.equal(seen[0], share[:, None].expand(-1, 3)), "one share for all elements of an example"
+    assert 0 <= share.min() < 0.1 and 0.9 < share.max() <= 1
+
+
+@pytest.mark.parametrize(("progress", "deviation"), [(0.0, 0.4), (0.25, 0.2), (0.5, 0.0), (0.9, 0.0)])
+def test_noise_on_what_the_critic_sees(progress: float, deviation: float):
+    """Linearly to 0 at half of training, on real and generated examples, before both players' losses."""
+    gan, batch = small()
+    batch = Batch(torch.zeros(4000, 2))
+    seen: list[Tensor] = []
+    gan.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    made: list[Tensor] = []
+    gan.generator.register_forward_hook(lambda *call: made.append(call[-1].detach()))
+    list(NonSaturating(regularise=Regularisers(noise=0.4, noise_until=0.5))(gan, batch, progress))
+    assert len(seen) == 3
+    for sent, x in zip((batch.x, made[0], made[0]), seen, strict=True):
+        assert (x - sent).std().item() == pytest.approx(deviation, rel=0.05)
+
+
+def test_what_the_critic_says_is_shown():
+    gan, batch = small()
+    update = next(iter(NonSaturating(regularise=Regularisers(r1=2.0))(gan, batch, 0.0)))
+    real = gan.discriminate(batch.x)
+    metrics = update.metrics
+    assert metrics["d_real"].item() == pytest.approx(torch.sigmoid(real).mean().item(), abs=1e-6)
+    assert metrics["accuracy_real"].item() == pytest.approx((real > 0).float().mean().item())
+    assert metrics["r1"].item() > 0 and update.loss is not None
+    torch.manual_seed(1)
+    plain = next(iter(NonSaturating()(*small(), 0.0)))
+    assert (metrics["d_loss"] - metrics["r1"]).item() == pytest.approx(plain.metrics["d_loss"].item(), abs=1e-5)

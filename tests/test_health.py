@@ -126,6 +126,18 @@ def test_a_discriminator_by_its_estimate_of_the_divergence():
     assert complains(sure, "has won", "1.000 bits of 1", "objective=label_smoothing")
 
 
+def test_critics_of_other_numbers_than_log_odds_can_not_win():
+    model = Match(lambda z: 2 * on_ring(8)(z), lambda x: torch.where(x.norm(dim=1) < 3, 8.0, -8.0))
+    subject = Subject(model.eval(), Pipeline(ring(), "real", batch_size=20, seed=0), "validation")
+
+    class Signed(NonSaturating):
+        probability = False
+
+    for objective, there in ((None, True), (NonSaturating(), True), (Signed(), False)):
+        names = {sign.name for sign in health.examine(subject, SEED, objective=objective)}
+        assert ("discriminator" in names) == there
+
+
 def test_a_discriminator_with_a_trivial_task_wins():
     """Its generator stays where it is, far from the data."""
     torch.manual_seed(0)

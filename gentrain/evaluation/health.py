@@ -29,6 +29,8 @@ from gentrain.models.base import (
     given,
 )
 from gentrain.models.latent import centre, log_weights
+from gentrain.objectives.adversarial import Game
+from gentrain.update import Objective
 
 EXAMPLES = 500
 """Examples, and samples, that a check looks at: shares of them are known to 0.02, enough for coarse bounds."""
@@ -55,12 +57,13 @@ class Patient:
 
     Args:
         split: held-out examples, or training ones where there are none. samples: of the model, (n, *shape), or None
-            where it takes too long to draw them.
+            where it takes too long to draw them. objective: that the model was trained by, where that is known.
     """
 
     subject: Subject
     split: str
     samples: Tensor | None
+    objective: Objective | None = None
 
     def examples(self, split: str, n: int = EXAMPLES) -> Tensor:
         return self.subject.examples(split, n)
@@ -73,7 +76,7 @@ class Patient:
 Check = Callable[[Patient], Iterator[Sign]]
 
 
-def examine(subject: Subject, seed: int, thorough: bool = False) -> list[Sign]:
+def examine(subject: Subject, seed: int, thorough: bool = False, objective: Objective | None = None) -> list[Sign]:
     """All that the checks find, by name; those with a line are `Complaint`s.
 
     The draws come from `seed` alone, and leave training's generators as they are.
@@ -82,6 +85,8 @@ def examine(subject: Subject, seed: int, thorough: bool = False) -> list[Sign]:
         thorough: also draw samples that take many steps each, and compare samples with the whole of a large training
             split. That takes seconds, all else a fraction of one. Models with a density are not sampled: some need a
             pass for every element, and what samples would tell of them, the density tells better.
+        objective: that the model was trained by; None if that isn't known, and a critic's outputs are then taken for
+            log-odds.
     """
     held_out = "validation" if subject.spec.sizes.get("validation") else "train"
     split = held_out if subject.split == "train" else subject.split
@@ -90,7 +95,7 @@ def examine(subject: Subject, seed: int, thorough: bool = False) -> list[Sign]:
         quick = isinstance(model, Decoder | LatentVariable) and not isinstance(model, Density)
         wanted = quick or (thorough and not isinstance(model, Density))
         drawn = model.sample(EXAMPLES) if wanted and model.support != "tokens" else None
-        patient = Patient(subject, split, drawn)
+        patient = Patient(subject, split, drawn, objective)
         limit = None if thorough else QUICK_SEARCH
         checks: list[Check] = [posterior, discriminator, diversity, mixing, generalisation]
         checks.append(lambda patient: memorisation(patient, limit))
@@ -138,15 +143,18 @@ def discriminator(patient: Patient) -> Iterator[Sign]:
     """A discriminator that has won: the share of log 2 that its estimate of JS(data ‖ samples) reaches.
 
     JS >= log 2 + (E log D(x) + E log(1 - D(G(z))))/2 for every D (Goodfellow et al. 2014, theorem 1). The networks
-    are as in training, where batch normalisation takes its statistics from batches of one kind.
+    are as in training, where batch normalisation takes its statistics from batches of one kind. Other critics than
+    those of log-odds may tell the two apart as well as they can, and still teach the generator.
     """
-    subject = patient.subject
-    if isinstance(subject.model, Adversarial):
+    subject, objective = patient.subject, patient.objective
+    if isinstance(subject.model, Adversarial) and (not isinstance(objective, Game) or objective.probability):
         model = copy.deepcopy(subject.model).train()
         losses = []
         for batch in subject.batches(patient.split, EXAMPLES, PLAYERS):
-            fake = model.decode(model.prior.sample((len(batch.x),)).to(subject.device))
-            losses.append((softplus(-model.discriminate(batch.x)) + softplus(model.discriminate(fake))) / 2)
+            labels = given(model, batch.y)
+            fake = model.decode(model.prior.sample((len(batch.x),)).to(subject.device), **labels)
+            told = softplus(-model.discriminate(batch.x, **labels)) + softplus(model.discriminate(fake, **labels))
+            losses.append(told / 2)
         share = 1 - float(torch.cat(losses).mean()) / math.log(2)
         line = (
             f"the discriminator has won: it tells samples from data with {share:.3f} bits of 1, so the generator"

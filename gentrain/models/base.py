@@ -428,7 +428,16 @@ class Adversarial(Decoder):
 
     @abstractmethod
     def discriminate(self, x: Tensor) -> Tensor:
-        """The discriminator's logit, (B,): log-odds that x is real."""
+        """The critic's output, (B,), larger for what it takes for real. What the numbers mean is the objective's
+        matter: in the games of Goodfellow et al. they are the log-odds that x is real."""
+
+
+class Perceives(Adversarial):
+    """Its critic judges by features of x that other losses may use: D(x) is a function of `features(x)`."""
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """The critic's last hidden layer, (B, d)."""
 
 
 class Codes(ABC):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial, Codes, Decoder
+from gentrain.models.base import Codes, Decoder, Perceives
 from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, UnitNormal, double, halve, halvings, mlp
 from gentrain.types import PositiveInt, Shape
 
@@ -39,10 +39,12 @@ class GeneratorNetwork(Decoder):
         return self.decode(self.prior.sample(torch.Size([n])))
 
 
-class _Game(GeneratorNetwork, Adversarial):
-    """What the networks below share: a generator, and a discriminator that gives one logit."""
+class TwoNetworks(GeneratorNetwork, Perceives):
+    """A generator, and a critic whose last layer gives one number."""
 
-    def __init__(self, shape: tuple[int, ...], latent_dim: int, generator: nn.Module, discriminator: nn.Module):
+    discriminator: nn.Sequential
+
+    def __init__(self, shape: tuple[int, ...], latent_dim: int, generator: nn.Module, discriminator: nn.Sequential):
         super().__init__()
         self.shape = shape
         self._set_generator(generator, latent_dim)
@@ -51,8 +53,11 @@ class _Game(GeneratorNetwork, Adversarial):
     def discriminate(self, x: Tensor) -> Tensor:
         return self.discriminator(x).float().flatten()
 
+    def features(self, x: Tensor) -> Tensor:
+        return self.discriminator[:-1](x).float().flatten(1)
 
-class GAN(_Game):
+
+class GAN(TwoNetworks):
     """x = G(z), z ~ N(0, I), against D(x) = P(x is real) (Goodfellow et al. 2014, arXiv:1406.2661).
 
     Both parts are fully connected with leaky rectifiers. Images live in [-1, 1] (`signed`, G ends in tanh), points in
@@ -90,7 +95,7 @@ class GAN(_Game):
         self.support = "real" if levels is None else "signed"
 
 
-class DCGAN(_Game, Codes):
+class DCGAN(TwoNetworks, Codes):
     """The deep convolutional GAN (Radford et al. 2016, arXiv:1511.06434), by that paper's guidelines.
 
     Strided convolutions in place of pooling, transposed ones in the generator, no fully connected hidden layers; batch

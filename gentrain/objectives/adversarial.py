@@ -1,65 +1,145 @@
-"""The games of Goodfellow et al. 2014: a discriminator D(x) = σ(logit) against a generator G(z)."""
+"""Games of a critic and a generator: the loop that all share, and those of Goodfellow et al. (2014)."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+from torch.optim import Optimizer
 
 from gentrain import noise
 from gentrain.batch import Batch
-from gentrain.models.base import Adversarial
+from gentrain.models.base import Adversarial, given
+from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import OpenFraction, PositiveInt
 from gentrain.update import Objective, Update
 
 # With a logit r: -log σ(r) = softplus(-r) and -log(1 - σ(r)) = softplus(r), neither of which can overflow.
 
+Terms = Mapping[str, Tensor]
+"""Name -> scalar, to be added to a loss, and shown under that name."""
 
-class Game(Objective):
-    """Discriminator and generator in turn; a game is a pair of losses.
 
-    A step moves the discriminator `discriminator_steps` times, each against fresh fakes and the step's batch, and then
-    the generator once against the discriminator that has just moved. The last fakes serve both players, so G runs
-    once for each discriminator step and never more.
+class Round(NamedTuple):
+    """What is on the table while the players move.
 
     Args:
-        discriminator_steps: updates of the discriminator for each of the generator.
+        x: real examples (B, *shape), and `y`, their labels (B,), if there are any.
+        z: codes (B, *code) of `fakes` (B, *shape), generated examples. For the critic `fakes` are detached.
+        progress: of training, in [0, 1).
+    """
+
+    x: Tensor
+    y: Tensor | None
+    z: Tensor
+    fakes: Tensor
+    progress: float
+
+
+class Game(Objective):
+    """Critic and generator in turn; a game is a pair of losses.
+
+    A step moves the critic, the part `discriminator`, `discriminator_steps` times, each against fresh fakes and the
+    step's batch, and then the generator once against the critic that has just moved. The last fakes serve both players,
+    so G runs once for each critic's step and never more. To a conditional model both go with the batch's labels.
+
+    Metrics: `d_loss` and `g_loss`, regularisation and further terms included, and these by name; `d_real` and `d_fake`,
+    means of what the critic says, as probabilities where it has them; `accuracy_real` and `accuracy_fake`, the shares
+    of real and generated examples on the right side of `boundary`.
+
+    Class attributes:
+        boundary: the critic's output that says neither real nor generated, where the game has one.
+        probability: whether σ of the critic's output is the probability of being real.
+
+    Args:
+        discriminator_steps: updates of the critic for each of the generator.
+        regularise: of the critic; None is none.
     """
 
     needs = Adversarial
     parts = ("discriminator", "generator")
+    boundary: ClassVar[float | None] = 0.0
+    probability: ClassVar[bool] = True
 
-    def __init__(self, discriminator_steps: PositiveInt = 1):
+    def __init__(self, discriminator_steps: PositiveInt = 1, regularise: Regularisers | None = None):
         super().__init__()
         self.discriminator_steps = discriminator_steps
+        self.regularise = regularise or Regularisers()
 
     @abstractmethod
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """From the logits of real and generated examples."""
+        """From the critic's outputs (B,) for real and generated examples."""
 
     @abstractmethod
     def generator_loss(self, fake: Tensor) -> Tensor:
-        """From the logits of generated examples."""
+        """From the critic's outputs (B,) for generated examples."""
+
+    def discriminator_terms(self, model: Adversarial, table: Round) -> Terms:
+        """What a game adds to the critic's loss beside that of its outputs."""
+        return {}
+
+    def generator_terms(self, model: Adversarial, table: Round) -> Terms:
+        """What a game adds to the generator's loss beside that of the critic's outputs."""
+        return {}
+
+    def discriminator_step(self, model: Adversarial, table: Round) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critic's loss and metrics, a function of its parameters and of what is on the table."""
+        critic = _critic(model, table.y)
+        blur = self.regularise.blur(table.progress)
+        # Apart, so that batch normalisation sees batches of one kind, as in DCGAN's code.
+        real, fake = critic(blur(table.x)), critic(blur(table.fakes))
+        terms = {**self.regularise.penalties(critic, table.x, table.fakes), **self.discriminator_terms(model, table)}
+        loss = self.discriminator_loss(real, fake) + sum(terms.values())
+        return loss, {"d_loss": loss.detach(), **self._seen(real.detach(), fake.detach()), **_detached(terms)}
+
+    def generator_step(
+        self, model: Adversarial, table: Round, optimizer: Optimizer | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss and metrics; `optimizer` is the one that has just moved the critic."""
+        fake = _critic(model, table.y)(self.regularise.blur(table.progress)(table.fakes))
+        terms = self.generator_terms(model, table)
+        loss = self.generator_loss(fake) + sum(terms.values())
+        return loss, {"g_loss": loss.detach(), **_detached(terms)}
+
+    def after_discriminator(self, model: Adversarial) -> Iterator[Update]:
+        """Updates between the critic's and what follows, in place or of other parts."""
+        yield from ()
 
     def forward(self, model: Adversarial, batch: Batch, progress: float) -> Iterator[Update]:
-        x = batch.x
+        optimizer: Optimizer | None = None
         for step in range(1, self.discriminator_steps + 1):
             with torch.set_grad_enabled(step == self.discriminator_steps):  # only the last fakes teach the generator
-                fakes = model.decode(noise.sample(model.prior, len(x)))
-            # Apart, so that batch normalisation sees batches of one kind, as in DCGAN's code.
-            real, fake = model.discriminate(x), model.discriminate(fakes.detach())
-            loss = self.discriminator_loss(real, fake)
-            metrics = {
-                "d_loss": loss.detach(),
-                "d_real": torch.sigmoid(real.detach()).mean(),
-                "d_fake": torch.sigmoid(fake.detach()).mean(),
-            }
-            yield Update(loss, "discriminator", metrics=metrics)
-        loss = self.generator_loss(model.discriminate(fakes))
-        yield Update(loss, "generator", metrics={"g_loss": loss.detach()})
+                z = noise.sample(model.prior, len(batch.x))
+                fakes = model.decode(z, **given(model, batch.y))
+            table = Round(batch.x, batch.y, z, fakes, progress)
+            loss, metrics = self.discriminator_step(model, table._replace(fakes=fakes.detach()))
+            optimizer = yield Update(loss, "discriminator", metrics=metrics)
+            yield from self.after_discriminator(model)
+        loss, metrics = self.generator_step(model, table, optimizer)
+        yield Update(loss, "generator", metrics=metrics)
+
+    def _seen(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Metrics of the critic's outputs."""
+        shown = torch.sigmoid if self.probability else torch.clone
+        metrics = {"d_real": shown(real).mean(), "d_fake": shown(fake).mean()}
+        if self.boundary is not None:
+            metrics["accuracy_real"] = (real > self.boundary).float().mean()
+            metrics["accuracy_fake"] = (fake < self.boundary).float().mean()
+        return metrics
+
+
+def _critic(model: Adversarial, y: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x -> the critic's output, (B,), for these labels."""
+    labels = given(model, y)
+    return lambda x: model.discriminate(x, **labels)
+
+
+def _detached(terms: Terms) -> dict[str, Tensor]:
+    return {name: term.detach() for name, term in terms.items()}
 
 
 class Minimax(Game):
@@ -95,11 +175,17 @@ class LabelSmoothing(Game):
     Args:
         smoothing: α, taken off the target of real examples.
         beta: β, the target of generated examples.
-        discriminator_steps: updates of the discriminator for each of the generator.
+        discriminator_steps, regularise: as of `Game`.
     """
 
-    def __init__(self, smoothing: OpenFraction = 0.1, beta: OpenFraction = 0.0, discriminator_steps: PositiveInt = 1):
-        super().__init__(discriminator_steps)
+    def __init__(
+        self,
+        smoothing: OpenFraction = 0.1,
+        beta: OpenFraction = 0.0,
+        discriminator_steps: PositiveInt = 1,
+        regularise: Regularisers | None = None,
+    ):
+        super().__init__(discriminator_steps, regularise)
         self.smoothing, self.beta = smoothing, beta
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:

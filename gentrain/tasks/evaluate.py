@@ -28,6 +28,7 @@ from gentrain.run import require_run
 from gentrain.settings import DeviceSettings, EvaluateSettings, split_data
 from gentrain.tasks.assemble import make_pipeline
 from gentrain.tasks.load import restore, stored_config
+from gentrain.update import Objective
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Trained:
     checkpoint: str
     subject: Subject
     ema: bool
+    objective: Objective
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), folders: Sequence[str | Path] = ()) -> list[Row]:
@@ -78,7 +80,8 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
             )
             rows += fresh
     show(rows)
-    for complaint in health.complaints(health.examine(trained.subject, settings.seed, thorough=True)):
+    signs = health.examine(trained.subject, settings.seed, thorough=True, objective=trained.objective)
+    for complaint in health.complaints(signs):
         console().print(f"health: {complaint.line}", markup=False, highlight=False, soft_wrap=True)
     return rows
 
@@ -108,7 +111,8 @@ def prepare(settings: EvaluateSettings, device_settings: DeviceSettings) -> Trai
     )
     subject.size()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Trained(run, state["step"], sha256, subject, state["ema"] is not None)
+    objective = config.build(plain["objective"], settings.trust, Objective)
+    return Trained(run, state["step"], sha256, subject, state["ema"] is not None, objective)
 
 
 def _other_source(named: str | Mapping[str, Any], own: Mapping[str, Any], trust: list[str]) -> Source:

@@ -54,7 +54,8 @@ class Look:
             found = held_out(trainer.objective, trainer.averaged, self.pipeline, self.split)
             values = self._cheap(trainer, self.split) | {name: e.mean for name, e in found.items()}
         energies = self._free_energies(trainer)
-        signs = health.examine(Subject(trainer.averaged, self.pipeline, self.split or "train"), SEED)
+        subject = Subject(trainer.averaged, self.pipeline, self.split or "train")
+        signs = health.examine(subject, SEED, objective=trainer.objective)
 
         def file() -> tuple[str, float] | None:
             numbers = {f"{self.split}/{name}": value for name, value in values.items()}
