@@ -163,6 +163,8 @@ def _git() -> dict[str, Any] | None:
     try:
         if "gentrain/run.py" not in git("ls-files", "--full-name", str(Path(__file__))):
             return None
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        # what `reproduce record=true` writes of one experiment is no change to the code that the next one runs
+        changed = git("status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)docs/results*")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from conftest import runs
 
 import gentrain
-from gentrain import checkpoint, config
+from gentrain import checkpoint, config, run
 from gentrain.cli import main
 from gentrain.errors import RunBusyError, UsageError
 from gentrain.evaluation.ledger import Row
@@ -434,3 +435,20 @@ class TestPage:
         results.record(Reproduction(name, run, "pass", {}, [], [], {}))
         assert (tmp_path / "docs" / "results" / f"{name}.txt").read_text() == "To be,\n\nor not"
         assert "\n\n    To be,\n\n    or not\n\n" in (tmp_path / "docs" / "results.md").read_text()
+
+
+def test_records_of_other_experiments_leave_a_checkout_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code, record = tmp_path / "gentrain" / "run.py", tmp_path / "docs" / "results.md"
+    for file in (code, record):
+        file.parent.mkdir()
+        file.write_text("first\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(run, "__file__", str(code))
+    record.write_text("second\n")
+    found = run._git()
+    assert found is not None and found["dirty"] is False and len(found["commit"]) == 40
+    code.write_text("second\n")
+    found = run._git()
+    assert found is not None and found["dirty"] is True
