@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +52,10 @@ class Game(Objective):
     means of what the critic says, as probabilities where it has them; `accuracy_real` and `accuracy_fake`, the shares
     of real and generated examples on the right side of `boundary`.
 
-    Class attributes:
-        boundary: the critic's output that says neither real nor generated, where the game has one.
+    Attributes:
+        boundary: the critic's output that says neither real nor generated; None where the game has none.
         probability: whether σ of the critic's output is the probability of being real.
+        aim: the critic's output that the generator wants for its examples; None where it wants something else.
 
     Args:
         discriminator_steps: updates of the critic for each of the generator.
@@ -62,8 +64,9 @@ class Game(Objective):
 
     needs = Adversarial
     parts = ("discriminator", "generator")
-    boundary: ClassVar[float | None] = 0.0
-    probability: ClassVar[bool] = True
+    boundary: float | None = 0.0
+    probability: bool = True
+    aim: float | None = math.inf
 
     def __init__(self, discriminator_steps: PositiveInt = 1, regularise: Regularisers | None = None):
         super().__init__()
@@ -105,8 +108,8 @@ class Game(Objective):
         loss = self.generator_loss(fake) + sum(terms.values())
         return loss, {"g_loss": loss.detach(), **_detached(terms)}
 
-    def after_discriminator(self, model: Adversarial) -> Iterator[Update]:
-        """Updates between the critic's and what follows, in place or of other parts."""
+    def after_discriminator(self, model: Adversarial, metrics: Mapping[str, Tensor]) -> Iterator[Update]:
+        """Updates between the critic's, which had these metrics, and what follows: in place or of other parts."""
         yield from ()
 
     def forward(self, model: Adversarial, batch: Batch, progress: float) -> Iterator[Update]:
@@ -118,7 +121,7 @@ class Game(Objective):
             table = Round(batch.x, batch.y, z, fakes, progress)
             loss, metrics = self.discriminator_step(model, table._replace(fakes=fakes.detach()))
             optimizer = yield Update(loss, "discriminator", metrics=metrics)
-            yield from self.after_discriminator(model)
+            yield from self.after_discriminator(model, metrics)
         loss, metrics = self.generator_step(model, table, optimizer)
         yield Update(loss, "generator", metrics=metrics)
 

@@ -251,24 +251,32 @@ def loss_falls(case: Case) -> Verdict | None:
 
 @claims("the critic learns to tell, the generator to please it", Adversarial)
 def players_pull_the_right_way(case: Case) -> Verdict | None:
-    """The logit is of being real: the discriminator alone parts real from generated, the generator alone raises it."""
+    """The discriminator alone parts real from generated; the generator alone brings what the critic says of its examples
+    nearer to what it aims at, which is up in most games."""
     if set(case.objective.parts) != {"discriminator", "generator"}:
         return None
 
-    def logits(model: Generative) -> tuple[float, float]:
+    aim = case.objective.aim if isinstance(case.objective, Game) else math.inf
+
+    def outputs(model: Generative) -> tuple[float, float]:
+        """Real minus generated, and how well generated examples do."""
         assert isinstance(model, Adversarial)
         torch.manual_seed(case.seed)
         with torch.no_grad():
-            fake = model.decode(model.prior.sample(torch.Size([256])))
-            return float(model.discriminate(case.x).mean()), float(model.discriminate(fake).mean())
+            real, fake = model.discriminate(case.x), model.discriminate(model.decode(model.prior.sample((256,))))
+        reached = fake if aim in (None, math.inf) else -(fake - aim).square()
+        return float(real.mean() - fake.mean()), float(reached.mean())
 
     before, critic, maker = (
-        logits(model)
+        outputs(model)
         for model in (copies(case)[0], _train_alone(case, "discriminator")[0], _train_alone(case, "generator")[0])
     )
-    told, pleased = (critic[0] - critic[1]) - (before[0] - before[1]), maker[1] - before[1]
-    words = f"logit of real minus generated {told:+.3g} as D learns alone, of generated {pleased:+.3g} as G does"
-    return max(-told, -pleased), -1e-6, words
+    told, pleased = critic[0] - before[0], maker[1] - before[1]
+    words = f"output for real minus generated {told:+.3g} as D learns alone"
+    if aim is None:
+        return -told, -1e-6, words
+    goal = "for generated" if aim == math.inf else f"minus squared distance of generated from {aim:g}"
+    return max(-told, -pleased), -1e-6, f"{words}, {goal} {pleased:+.3g} as G does"
 
 
 @claims("losses stay finite at any logit", Adversarial)
