@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal, kl_divergence, register_kl
+from torch.distributions import Independent, Normal, Uniform, kl_divergence, register_kl
 from torch.nn.functional import linear, relu
 
 from gentrain import noise
@@ -18,8 +18,15 @@ SMALLEST, LARGEST = 8, 64
 """Sides of the images that the convolutional networks take."""
 
 
-def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU, *, bias: bool = True) -> nn.Sequential:
-    """Linear layers sizes[0] -> … -> sizes[-1] with `activation` between them; `bias` is the last layer's.
+def mlp(
+    sizes: Sequence[int],
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    *,
+    bias: bool = True,
+    norm: Callable[[int], nn.Module] | None = None,
+) -> nn.Sequential:
+    """Linear layers sizes[0] -> … -> sizes[-1] with `norm` of so many units, if any, and `activation` between them;
+    `bias` is the last layer's.
 
     >>> mlp([4, 8, 2])
     Sequential(
@@ -33,6 +40,7 @@ def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU, *, 
     for i, (d_in, d_out) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(d_in, d_out, bias=bias or i < last))
         if i < last:
+            layers += [norm(d_out)] if norm else []
             layers.append(activation())
     return nn.Sequential(*layers)
 
@@ -218,3 +226,20 @@ class StandardNormal(nn.Module):
 
     def forward(self) -> UnitNormal:
         return UnitNormal(self.zero, self.one)
+
+
+class StandardUniform(nn.Module):
+    """U[-1, 1] in `dim` dimensions, independent, on whatever device the model is.
+
+    >>> bool((StandardUniform(3)().sample((100,)).abs() <= 1).all())
+    True
+    """
+
+    one: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("one", torch.ones(dim), persistent=False)
+
+    def forward(self) -> Independent:
+        return Independent(Uniform(-self.one, self.one, validate_args=False), 1, validate_args=False)

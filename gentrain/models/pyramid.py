@@ -21,17 +21,46 @@ def pyramid(
     activation: Callable[[], nn.Module] = nn.ReLU,
     outputs: int = 1,
     further: int = 0,
-) -> tuple[nn.Module, nn.Module]:
-    """Networks (B, *shape) -> (B, encoded) and (B, latent) -> (B, *shape), the second without its last bias.
+    norm: bool = False,
+    bias: bool = False,
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Networks (B, *shape) -> (B, encoded) and (B, latent) -> (B, *shape).
 
     Stride-2 convolutions halve the sides down to 4 to 7 pixels, then come layers of `hidden` units; and back.
 
     Args:
         width: feature maps of the first convolution, doubled at each halving.
         outputs: numbers that the second gives for each element. further: inputs of both besides, maps of the first.
+        norm: batch normalisation of every layer but the last. bias: of the second's last layer.
 
     Raises:
         UsageError: one example is no image with sides of 8 to 64.
+    """
+    down, sides = descent(shape, width, activation, further, norm)
+    maps = [shape[0], *(width << i for i in range(len(sides) - 1))]
+    base = (maps[-1], *sides[-1])
+    of_units, of_maps = (nn.BatchNorm1d, nn.BatchNorm2d) if norm else (None, None)
+    inner = mlp([math.prod(base), *hidden, encoded], activation, norm=of_units)
+    encoder = nn.Sequential(*down, nn.Flatten(), *inner)
+    up: list[nn.Module] = [*mlp([latent + further, *reversed(hidden), math.prod(base)], activation, norm=of_units)]
+    up.append(nn.Unflatten(1, base))
+    for i in reversed(range(1, len(sides) - 1)):
+        up += [*([of_maps(maps[i + 1])] if of_maps else []), activation(), double(maps[i + 1], maps[i], sides[i])]
+    up += [*([of_maps(maps[1])] if of_maps else []), activation()]
+    up.append(double(maps[1], outputs * maps[0], sides[0], bias=bias))
+    return encoder, nn.Sequential(*up)
+
+
+def descent(
+    shape: tuple[int, ...],
+    width: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    further: int = 0,
+    norm: bool = False,
+) -> tuple[list[nn.Module], list[tuple[int, int]]]:
+    """The way down, each convolution with what follows it, and the sides on it: the last are its end's.
+
+    Args and Raises: as of `pyramid`.
     """
     if len(shape) != 3:
         raise UsageError(f"model.network=conv takes images, and one example here has shape {shape}; use mlp")
@@ -42,15 +71,8 @@ def pyramid(
         )
     depth = min(len(halvings(side)) for side in shape[1:])
     sides = [(shape[1] >> i, shape[2] >> i) for i in range(depth)]
-    maps = [shape[0], *(width << i for i in range(depth - 1))]
-    base = (maps[-1], *sides[-1])
+    maps = [shape[0] + further, *(width << i for i in range(depth - 1))]
     down: list[nn.Module] = []
-    for d_in, d_out in pairwise([shape[0] + further, *maps[1:]]):
-        down += [halve(d_in, d_out), activation()]
-    encoder = nn.Sequential(*down, nn.Flatten(), *mlp([math.prod(base), *hidden, encoded], activation))
-    up: list[nn.Module] = [*mlp([latent + further, *reversed(hidden), math.prod(base)], activation)]
-    up.append(nn.Unflatten(1, base))
-    for i in reversed(range(1, depth - 1)):
-        up += [activation(), double(maps[i + 1], maps[i], sides[i])]
-    up += [activation(), double(maps[1], outputs * maps[0], sides[0], bias=False)]
-    return encoder, nn.Sequential(*up)
+    for d_in, d_out in pairwise(maps):
+        down += [halve(d_in, d_out), *([nn.BatchNorm2d(d_out)] if norm else []), activation()]
+    return down, sides
