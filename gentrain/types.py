@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 __all__ = [
+    "DenseNormKind",
     "Fraction",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "NormKind",
     "OpenFraction",
     "PositiveFloat",
     "PositiveInt",
@@ -56,3 +58,7 @@ Shape = tuple[PositiveInt, ...]
 """The shape of one example: (channels, height, width), (dimensions,) or (length,)."""
 Support = Literal["binary", "unit", "signed", "levels", "real", "tokens"]
 """The space x lives in: {0,1}, [0,1], [-1,1], integers 0…K-1, the reals, or integers that index a vocabulary."""
+NormKind = Literal["batch", "none", "layer", "instance", "virtual", "reference"]
+"""How hidden layers are normalised: see `gentrain.models.normalisation.Norm`."""
+DenseNormKind = Literal["batch", "none", "layer", "virtual", "reference"]
+"""Of layers without a map, of which an instance's channel would be one number."""

@@ -17,7 +17,7 @@ from gentrain.types import Support
 __all__ = ["Pipeline"]
 
 # First words of the hashes from which streams of random numbers come: no two purposes share a stream.
-_ORDER, _DRAW, _EVALUATION, _STATIC = 1, 2, 3, 4
+_ORDER, _DRAW, _EVALUATION, _STATIC, _SOME = 1, 2, 3, 4, 5
 
 
 class Pipeline:
@@ -177,6 +177,13 @@ class Pipeline:
         for start in range(0, size, batch_size):
             index = torch.arange(start, min(start + batch_size, size), device=self.device)
             yield self._take(split, index, self._fixed_keys(_EVALUATION, name, index))
+
+    def some(self, n: int) -> Batch:
+        """n different training examples, chosen and drawn by the seed, the same in every process."""
+        generator = torch.Generator().manual_seed(derive(_SOME, self.seed) >> 1)
+        index = torch.randperm(self._size, generator=generator)[:n]
+        keys = sample_keys(derive(_SOME, self.seed), index)
+        return self._take(self._splits["train"], index.to(self.device), keys.to(self.device))
 
     def mean(self) -> Tensor:
         """The mean training example in the model's support, expected over the draws, float32, (*shape)."""

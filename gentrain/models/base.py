@@ -425,6 +425,9 @@ class Adversarial(Decoder):
 
     generator: nn.Module
     discriminator: nn.Module
+    judges_batches: bool = False
+    """Whether the critic compares the examples of a batch, so that its output for one depends on the others, always and
+    not only as batch normalisation does in training."""
 
     @abstractmethod
     def discriminate(self, x: Tensor) -> Tensor:
@@ -476,6 +479,27 @@ class Reconstructs(ABC):
         """(B, *shape), expected values in `support`."""
 
 
+class Bidirectional(Decoder, Encodes, Reconstructs):
+    """A decoder and an encoder, trained against a critic of pairs (x, z) that tells data with their codes from codes
+    with what they are decoded to. Has the parts `generator`, `encoder` and `discriminator`."""
+
+    generator: nn.Module
+    encoder: nn.Module
+    discriminator: nn.Module
+
+    @abstractmethod
+    def infer(self, x: Tensor) -> Tensor:
+        """z ~ q(z|x), (B, *code), with gradients; in training the noise is `gentrain.noise`'s. Where q(z|x) is a
+        point this is that point, else `codes` are its centre."""
+
+    @abstractmethod
+    def discriminate_pair(self, x: Tensor, z: Tensor) -> Tensor:
+        """The critic's output, (B,), larger where it takes x for data and z for its code."""
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decode(self.codes(x))
+
+
 class Filters(ABC):
     """Has weight vectors that live in data space and are worth looking at."""
 
@@ -501,4 +525,20 @@ class Standardises(ABC):
         """Take up the mean and the standard deviation of the training examples' elements, (*shape), in `support`.
 
         Called once before step 0; afterwards they stand in the model's buffers.
+        """
+
+
+class TakesReference(ABC):
+    """Keeps some training examples, the same throughout, by which its layers go: a reference batch."""
+
+    @property
+    @abstractmethod
+    def reference_size(self) -> int:
+        """How many; 0 of an instance whose layers need none."""
+
+    @abstractmethod
+    def take_reference(self, x: Tensor, y: Tensor | None) -> None:
+        """Keep so many training examples (R, *shape), and their labels (R,) if there are any.
+
+        Called once before step 0, if it is more than none; afterwards they stand in the model's buffers.
         """

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from gentrain.models.base import Codes, Unnormalised
 from gentrain.models.gan import GeneratorNetwork
-from gentrain.models.layers import mlp
+from gentrain.models.layers import StandardNormal, mlp
 from gentrain.types import PositiveFloat, PositiveInt, Shape
 
 _leaky = partial(nn.LeakyReLU, 0.2)
@@ -64,7 +64,8 @@ class DeepEnergy(GeneratorNetwork, Unnormalised, Codes):
             layers += [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU()]
         bounded = [nn.Tanh()] if levels is not None else []
         self._set_generator(
-            nn.Sequential(*layers, nn.Linear(hidden[-1], size), *bounded, nn.Unflatten(1, self.shape)), latent_dim
+            nn.Sequential(*layers, nn.Linear(hidden[-1], size), *bounded, nn.Unflatten(1, self.shape)),
+            StandardNormal(latent_dim),
         )
 
     def free_energy(self, x: Tensor) -> Tensor:

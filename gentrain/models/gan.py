@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.functional import adaptive_max_pool2d
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Codes, Decoder, Perceives
-from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, UnitNormal, double, halve, halvings, mlp
-from gentrain.types import PositiveInt, Shape
-
-_leaky = partial(nn.LeakyReLU, 0.2)
+from gentrain.models.base import Codes, Decoder, Perceives, TakesReference
+from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, StandardUniform
+from gentrain.models.minibatch import ACROSS, Minibatch
+from gentrain.models.normalisation import Norm
+from gentrain.models.players import (
+    Network,
+    bound_spectrum,
+    conv_critic,
+    conv_generator,
+    dense_critic,
+    dense_generator,
+    radford,
+)
+from gentrain.types import DenseNormKind, NonNegativeInt, NormKind, PositiveInt, Shape
 
 
 class GeneratorNetwork(Decoder):
-    """x = G(z), z ~ N(0, I), with the part `generator` for G."""
+    """x = G(z), z ~ prior, a simple distribution of independent numbers, with the part `generator` for G."""
 
     generator: nn.Module
 
-    def _set_generator(self, generator: nn.Module, latent_dim: int) -> None:
-        self.generator, self.latent_dim, self._prior = generator, latent_dim, StandardNormal(latent_dim)
+    def _set_generator(self, generator: nn.Module, prior: StandardNormal | StandardUniform) -> None:
+        self.generator, self._prior = generator, prior
 
     @property
-    def prior(self) -> UnitNormal:
+    def prior(self) -> Distribution:
         return self._prior()
 
     def decode(self, z: Tensor) -> Tensor:
@@ -39,22 +47,31 @@ class GeneratorNetwork(Decoder):
         return self.decode(self.prior.sample(torch.Size([n])))
 
 
-class TwoNetworks(GeneratorNetwork, Perceives):
+class TwoNetworks(GeneratorNetwork, Perceives, TakesReference):
     """A generator, and a critic whose last layer gives one number."""
 
-    discriminator: nn.Sequential
+    generator: Network
+    discriminator: Network
 
-    def __init__(self, shape: tuple[int, ...], latent_dim: int, generator: nn.Module, discriminator: nn.Sequential):
+    def __init__(self, shape: tuple[int, ...], latent_dim: int, generator: Network, discriminator: Network):
         super().__init__()
         self.shape = shape
-        self._set_generator(generator, latent_dim)
+        self._set_generator(generator, StandardNormal(latent_dim))
         self.discriminator = discriminator
+        self.judges_batches = any(isinstance(layer, ACROSS) for layer in discriminator)
 
     def discriminate(self, x: Tensor) -> Tensor:
         return self.discriminator(x).float().flatten()
 
     def features(self, x: Tensor) -> Tensor:
-        return self.discriminator[:-1](x).float().flatten(1)
+        return self.discriminator.outputs(x)[-2].float().flatten(1)
+
+    @property
+    def reference_size(self) -> int:
+        return 0 if self.discriminator.reference is None else len(self.discriminator.reference)
+
+    def take_reference(self, x: Tensor, y: Tensor | None) -> None:
+        self.discriminator.refer(x)
 
 
 class GAN(TwoNetworks):
@@ -69,6 +86,14 @@ class GAN(TwoNetworks):
         latent_dim: dimensions of z.
         hidden: units of the generator's hidden layers.
         discriminator_hidden: units of the discriminator's; None is the generator's, reversed.
+        norm: of the generator's hidden layers, see `Norm`. discriminator_norm: of the discriminator's but the first;
+            None is the same. reference: examples and codes in the reference batches, where it is by these.
+        minibatch_features: kernels of minibatch discrimination before the discriminator's last layer; 0 is none.
+            minibatch_dims: of each kernel. minibatch_deviation: whether the batch's deviation is appended there.
+        spectral_norm: whether the discriminator's weights have a largest singular value of 1.
+
+    Raises:
+        UsageError: `discriminator_norm` of a discriminator that has no hidden layer but its first.
 
     >>> gan = GAN((2,), latent_dim=4, hidden=[8])
     >>> gan.support, gan.sample(3).shape, gan.discriminate(gan.sample(3)).shape
@@ -82,17 +107,32 @@ class GAN(TwoNetworks):
         latent_dim: PositiveInt = 64,
         hidden: Sequence[PositiveInt] = (256, 512),
         discriminator_hidden: Sequence[PositiveInt] | None = None,
+        norm: DenseNormKind = "none",
+        discriminator_norm: DenseNormKind | None = None,
+        reference: PositiveInt = 128,
+        minibatch_features: NonNegativeInt = 0,
+        minibatch_dims: PositiveInt = 5,
+        minibatch_deviation: bool = False,
+        spectral_norm: bool = False,
     ):
-        shape, size = tuple(shape), math.prod(shape)
+        shape = tuple(shape)
         critic = list(reversed(hidden)) if discriminator_hidden is None else list(discriminator_hidden)
-        bounded = [nn.Tanh()] if levels is not None else []
+        if discriminator_norm not in (None, "none") and len(critic) < 2:
+            raise UsageError(
+                f"model.discriminator_norm={discriminator_norm}: the critic's first hidden layer is not normalised, and"
+                f" it has {len(critic)}; give model.discriminator_hidden two layers or more"
+            )
+        norms = Norm(norm, reference), Norm(discriminator_norm or norm, reference)
+        minibatch = Minibatch(minibatch_features, minibatch_dims, minibatch_deviation)
         super().__init__(
             shape,
             latent_dim,
-            nn.Sequential(*mlp([latent_dim, *hidden, size], _leaky), *bounded, nn.Unflatten(1, shape)),
-            nn.Sequential(nn.Flatten(), *mlp([size, *critic, 1], _leaky)),
+            dense_generator(latent_dim, hidden, shape, norms[0], bounded=levels is not None),
+            dense_critic(shape, critic, norms[1], minibatch),
         )
         self.support = "real" if levels is None else "signed"
+        if spectral_norm:
+            bound_spectrum(self.discriminator)
 
 
 class DCGAN(TwoNetworks, Codes):
@@ -107,6 +147,8 @@ class DCGAN(TwoNetworks, Codes):
         levels: number of values an element can take in the data; an image has some.
         latent_dim: dimensions of z.
         channels: feature maps at the highest resolution; doubled at each halving.
+        norm: of the generator, see `Norm`. discriminator_norm, reference, minibatch_features, minibatch_dims,
+            minibatch_deviation, spectral_norm: as of `GAN`.
 
     Raises:
         UsageError: the data are no square images of a fitting size.
@@ -122,25 +164,35 @@ class DCGAN(TwoNetworks, Codes):
         levels: PositiveInt | None = None,
         latent_dim: PositiveInt = 100,
         channels: PositiveInt = 64,
+        norm: NormKind = "batch",
+        discriminator_norm: NormKind | None = None,
+        reference: PositiveInt = 128,
+        minibatch_features: NonNegativeInt = 0,
+        minibatch_dims: PositiveInt = 5,
+        minibatch_deviation: bool = False,
+        spectral_norm: bool = False,
     ):
         shape = tuple(shape)
         _check_square(shape, levels)
+        norms = Norm(norm, reference), Norm(discriminator_norm or norm, reference)
+        minibatch = Minibatch(minibatch_features, minibatch_dims, minibatch_deviation)
         super().__init__(
             shape,
             latent_dim,
-            _generator(shape[0], halvings(shape[1]), latent_dim, channels),
-            _discriminator(shape[0], halvings(shape[1]), channels),
+            conv_generator(latent_dim, shape, channels, norms[0]),
+            conv_critic(shape, channels, norms[1], minibatch),
         )
         self.support = "signed"
-        self.apply(_radford)
+        self.apply(radford)
+        if spectral_norm:
+            bound_spectrum(self.discriminator)
 
     def codes(self, x: Tensor) -> Tensor:
         """D's features of every scale, max-pooled to 4x4 and flattened (Radford et al., section 5.1)."""
         features = []
-        for layer in self.discriminator.children():
-            x = layer(x)
+        for layer, h in zip(self.discriminator, self.discriminator.outputs(x), strict=True):
             if isinstance(layer, nn.LeakyReLU):
-                features.append(adaptive_max_pool2d(x, 4).flatten(1))
+                features.append(adaptive_max_pool2d(h, 4).flatten(1))
         return torch.cat(features, 1)
 
 
@@ -152,34 +204,3 @@ def _check_square(shape: tuple[int, ...], levels: int | None) -> None:
             f"model=dcgan takes square images with a side of {SMALLEST} to {LARGEST} pixels, "
             f"not {shape[1]}x{shape[2]}; resize the images or use model=gan"
         )
-
-
-def _generator(outputs: int, sides: list[int], latent: int, channels: int) -> nn.Sequential:
-    depth = len(sides) - 1
-    widths = [channels << i for i in range(depth)]
-    layers: list[nn.Module] = [
-        nn.Unflatten(1, (latent, 1, 1)),
-        nn.ConvTranspose2d(latent, widths[-1], sides[-1], bias=False),  # 1x1 -> the base of the pyramid
-    ]
-    for i in reversed(range(1, depth)):
-        size = (sides[i], sides[i])
-        layers += [nn.BatchNorm2d(widths[i]), nn.ReLU(), double(widths[i], widths[i - 1], size, bias=False)]
-    layers += [nn.BatchNorm2d(widths[0]), nn.ReLU(), double(widths[0], outputs, (sides[0], sides[0])), nn.Tanh()]
-    return nn.Sequential(*layers)
-
-
-def _discriminator(inputs: int, sides: list[int], channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = [halve(inputs, channels), _leaky()]
-    for i in range(1, len(sides) - 1):
-        width = channels << i
-        layers += [halve(width // 2, width, bias=False), nn.BatchNorm2d(width), _leaky()]
-    return nn.Sequential(*layers, nn.Conv2d(channels << (len(sides) - 2), 1, sides[-1]))
-
-
-def _radford(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)  # and eps 1e-5, momentum 0.1: torch's defaults

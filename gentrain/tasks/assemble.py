@@ -14,7 +14,7 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
 from gentrain.errors import UsageError, out_of_memory
-from gentrain.models.base import Density, Generative, Standardises, StartsFromMean, Unnormalised
+from gentrain.models.base import Density, Generative, Standardises, StartsFromMean, TakesReference, Unnormalised
 from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
@@ -84,8 +84,22 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
         model.start_from_mean(pipeline.mean())
     if isinstance(model, Standardises):
         model.standardise(pipeline.mean(), pipeline.deviation())
+    if isinstance(model, TakesReference):
+        _give_reference(model, pipeline)
     device.synchronise(model)
     return Assembly(plain, source, model, objective, pipeline, optim)
+
+
+def _give_reference(model: TakesReference, pipeline: Pipeline) -> None:
+    wanted, spec = model.reference_size, pipeline.spec
+    if wanted > spec.sizes["train"]:
+        raise UsageError(
+            f"model.reference={wanted} is more than the {spec.sizes['train']} training examples of data={spec.name}:"
+            f" set it to {spec.sizes['train']} or less"
+        )
+    if wanted:
+        some = pipeline.some(wanted)
+        model.take_reference(some.x, some.y)
 
 
 def _dequantize(wanted: bool | None, model: Generative, source: Source) -> bool:

@@ -164,11 +164,13 @@ def looking_changes_nothing(case: Case) -> Verdict:
 
 @claims("an example is judged by itself", Generative)
 def examples_dont_meet(case: Case) -> Verdict | None:
-    together = {k: v for k, v in outputs_of(case, case.model).items() if k != "filters"}
+    of_batches = isinstance(case.model, Adversarial) and case.model.judges_batches
+    left_out = ("filters", "discriminate") if of_batches else ("filters",)
+    together = {k: v for k, v in outputs_of(case, case.model).items() if k not in left_out}
     if not together:
         return None
     apart = outputs_of(case, case.model, 3)
-    worst = {name: _relative(value, together[name][:3]) for name, value in apart.items() if name != "filters"}
+    worst = {name: _relative(apart[name], value[:3]) for name, value in together.items()}
     name = max(worst, key=lambda key: worst[key])
     return worst[name], 1e-4, f"3 examples, alone and in a batch of {len(case.x)}; largest change, of {name}"
 

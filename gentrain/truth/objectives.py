@@ -75,6 +75,8 @@ def case_of(
                 own = parts[update.part].parameters.values()
                 moved |= {id(p) for p in own if p.grad is not None and bool(p.grad.any())}
     shake([p for p in model.parameters() if id(p) in moved], seed)
+    if isinstance(objective, Game):
+        objective.begin(model)  # brings a critic that shaking has put out of its bounds back
     model.zero_grad(set_to_none=True)
     model.eval()
     return case
@@ -251,8 +253,8 @@ def loss_falls(case: Case) -> Verdict | None:
 
 @claims("the critic learns to tell, the generator to please it", Adversarial)
 def players_pull_the_right_way(case: Case) -> Verdict | None:
-    """The discriminator alone parts real from generated; the generator alone brings what the critic says of its examples
-    nearer to what it aims at, which is up in most games."""
+    """The discriminator alone parts real from generated; the generator alone brings what the critic says of its
+    examples nearer to what it aims at, which is up in most games."""
     if set(case.objective.parts) != {"discriminator", "generator"}:
         return None
 
@@ -263,7 +265,10 @@ def players_pull_the_right_way(case: Case) -> Verdict | None:
         assert isinstance(model, Adversarial)
         torch.manual_seed(case.seed)
         with torch.no_grad():
-            real, fake = model.discriminate(case.x), model.discriminate(model.decode(model.prior.sample((256,))))
+            examples, made = case.x, model.decode(model.prior.sample((256,)))
+            if model.judges_batches:  # of batches as large as it was trained on
+                made = made[: len(examples)]
+            real, fake = model.discriminate(examples), model.discriminate(made)
         reached = fake if aim in (None, math.inf) else -(fake - aim).square()
         return float(real.mean() - fake.mean()), float(reached.mean())
 
