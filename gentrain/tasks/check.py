@@ -37,6 +37,8 @@ DATA = (
 """Tiny sets of each kind; a model is proved on the first that it takes, a continuous one on points in the plane."""
 SMALL: Mapping[str, Any] = {"hidden": 8, "latent_dim": 2, "channels": 4, "components": 4, "layers": 2, "flows": 2}
 """Sizes, where the model has them and the user names none: then there is little to sum over and nothing takes long."""
+BOUNDS: Mapping[str, float] = {"clip": 0.1}
+"""Likewise of the objective: networks of few weights are next to constant within bounds that are meant for many."""
 WARM = 20
 """Steps of training before anything is looked at."""
 
@@ -121,7 +123,10 @@ def tiny(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[Assemb
 
 def _assemble(overrides: Sequence[str], named: set[str], folders: Sequence[Path]) -> tuple[Assembly, DictConfig]:
     cfg = config.compose("train", overrides, folders)
-    model = config.resolve(cfg)["model"]
+    model, objective = config.resolve(cfg)["model"], config.resolve(cfg)["objective"]
+    for key, bound in BOUNDS.items():
+        if isinstance(objective, dict) and key in objective and f"objective.{key}" not in named:
+            config.apply(cfg, [f"objective.{key}={bound}"])
     for key, size in SMALL.items():
         given = model.get(key) if isinstance(model, dict) else None
         if given is not None and f"model.{key}" not in named:

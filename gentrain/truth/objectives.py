@@ -174,7 +174,8 @@ def updates_are_sound(case: Case) -> Verdict:
 @claims("every parameter learns", Generative)
 def every_parameter_learns(case: Case) -> Verdict | None:
     """A gradient that is not all zero reaches each trainable parameter at some stage of training, but for those of
-    submodules that the objective says it leaves."""
+    submodules that the objective says it leaves, and those that move all of a critic's outputs by as much: games of
+    differences have nothing to teach these."""
     reached: set[str] = set()
     by_gradient: set[str] = set()
     with torch.enable_grad():
@@ -189,9 +190,23 @@ def every_parameter_learns(case: Case) -> Verdict | None:
         return None
     in_place = [f"{name}." for name in case.objective.parts if name not in by_gradient]
     missed = [n for n in trainable - reached if not n.startswith(tuple(in_place))] if "." not in in_place else []
-    missed = [name for name, _ in case.model.named_parameters() if name in missed]
+    missed = [name for name, _ in case.model.named_parameters() if name in missed and not _shifts(case, name)]
     words = f"no gradient reaches {', '.join(missed[:6])}" if missed else f"{len(reached)} tensors get a gradient"
     return len(missed), 0, words
+
+
+def _shifts(case: Case, name: str) -> bool:
+    """Whether a game's critic gives every example as much more, or less, as this parameter moves."""
+    model = copies(case)[0]
+    if not (isinstance(model, Adversarial) and isinstance(case.objective, Game)):
+        return False
+    batch, parameter = case.batches[0], model.get_parameter(name)
+    with torch.enable_grad():
+        outputs = model.discriminate(batch.x, **given(model, batch.y))[:ROWS]
+        (first, *others) = (
+            torch.autograd.grad(output, parameter, retain_graph=True, allow_unused=True)[0] for output in outputs
+        )
+    return first is not None and bool(first.any()) and all(torch.equal(first, other) for other in others)
 
 
 def _full(part: Part, name: str) -> str:
