@@ -64,7 +64,7 @@ class Regularisers(nn.Module):
 
 
 def gradient(critic: Critic, x: Tensor) -> Tensor:
-    """∇_x D(x) of each example, flat, (B, D), with gradients to the critic's parameters.
+    """∇_x D(x) of each example, flat, (B, D), with gradients to the critic's parameters and to what x comes from.
 
     A critic whose layers mix the examples of a batch, as batch normalisation does, has no such thing: what comes then
     is the gradient of the sum, as everywhere.
@@ -72,7 +72,8 @@ def gradient(critic: Critic, x: Tensor) -> Tensor:
     >>> gradient(lambda x: (x**2).sum(1), torch.tensor([[1.0, 2.0]])).detach()
     tensor([[2., 4.]])
     """
-    x = x.detach().requires_grad_()
+    # Of an x that comes from somewhere, a view: what else depends on it, an unrolled critic for one, is not D(x)'s.
+    x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
     with torch.enable_grad():
         (found,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return found.flatten(1)
