@@ -6,79 +6,20 @@ import math
 
 import pytest
 import torch
+from games import P_DATA, P_MODEL, best_outputs
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial
 from gentrain.models.gan import DCGAN, GAN
 from gentrain.objectives.adversarial import Game, LabelSmoothing, Minimax, NonSaturating
 from gentrain.objectives.regularisers import Regularisers
 
-P_DATA = torch.tensor([0.1, 0.2, 0.3, 0.4])
-P_MODEL = torch.tensor([0.4, 0.4, 0.1, 0.1])
-ROWS = 100
-
-
-class Proportions(Distribution):
-    """Draws every state exactly as often as it is likely: expectations without noise."""
-
-    arg_constraints = {}  # noqa: RUF012
-
-    def __init__(self, p: Tensor):
-        super().__init__(event_shape=torch.Size([1]), validate_args=False)
-        self.p = p
-
-    def sample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008
-        counts = (self.p * sample_shape[0]).round().long()
-        return torch.arange(len(self.p)).repeat_interleave(counts).float()[:, None]
-
-
-class Table(Adversarial):
-    """Four states, a fixed generator and a free logit a state."""
-
-    shape, support = (1,), "real"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generator, self.discriminator = nn.Identity(), nn.Embedding(4, 1)
-
-    @property
-    def prior(self) -> Distribution:
-        return Proportions(P_MODEL)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.generator(z)
-
-    def discriminate(self, x: Tensor) -> Tensor:
-        return self.discriminator(x.flatten().long()).flatten()
-
-    def sample(self, n: int) -> Tensor:
-        return self.decode(self.prior.sample(torch.Size([n])))
-
-
-def train_discriminator(game: Game) -> tuple[Tensor, Tensor]:
-    """The discriminator that has learned everything, as probabilities, and its last loss."""
-    torch.manual_seed(0)
-    table, batch = Table(), Batch(Proportions(P_DATA).sample(torch.Size([ROWS])))
-    optimizer = torch.optim.LBFGS(table.discriminator.parameters(), lr=1, max_iter=100, tolerance_grad=1e-9)
-
-    def closure() -> Tensor:
-        update = next(game(table, batch, 0.0))
-        assert update.part == "discriminator" and update.loss is not None
-        optimizer.zero_grad()
-        update.loss.backward()
-        return update.loss
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return torch.sigmoid(table.discriminator.weight.detach().flatten()), closure().detach()
-
 
 @pytest.mark.parametrize("game", [Minimax(), NonSaturating()])
 def test_the_best_discriminator_is_the_share_of_data(game: Game):
-    d, loss = train_discriminator(game)
-    torch.testing.assert_close(d, P_DATA / (P_DATA + P_MODEL), atol=1e-4, rtol=0)
+    logits, loss = best_outputs(game)
+    torch.testing.assert_close(torch.sigmoid(logits), P_DATA / (P_DATA + P_MODEL), atol=1e-4, rtol=0)
     # and its loss is log 4 - 2 JS(p_data || p_G), theorem 1
     middle = (P_DATA + P_MODEL) / 2
     js = ((P_DATA * (P_DATA / middle).log()).sum() + (P_MODEL * (P_MODEL / middle).log()).sum()) / 2
@@ -87,8 +28,9 @@ def test_the_best_discriminator_is_the_share_of_data(game: Game):
 
 @pytest.mark.parametrize(("smoothing", "beta"), [(0.1, 0.0), (0.3, 0.2), (0.0, 0.0)])
 def test_the_best_discriminator_of_smoothed_labels(smoothing: float, beta: float):
-    d, _ = train_discriminator(LabelSmoothing(smoothing=smoothing, beta=beta))
-    torch.testing.assert_close(d, ((1 - smoothing) * P_DATA + beta * P_MODEL) / (P_DATA + P_MODEL), atol=1e-4, rtol=0)
+    logits, _ = best_outputs(LabelSmoothing(smoothing=smoothing, beta=beta))
+    best = ((1 - smoothing) * P_DATA + beta * P_MODEL) / (P_DATA + P_MODEL)
+    torch.testing.assert_close(torch.sigmoid(logits), best, atol=1e-4, rtol=0)
 
 
 def test_losses_by_hand():
