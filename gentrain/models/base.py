@@ -500,6 +500,13 @@ class Bidirectional(Decoder, Encodes, Reconstructs):
         return self.decode(self.codes(x))
 
 
+class AutoencodingCritic(Adversarial, Codes, Reconstructs):
+    """Its critic is an autoencoder that is to restore real examples alone: D(x) is minus the error it makes of x.
+
+    `codes(x)` and `reconstruct(x)` are the critic's, with gradients.
+    """
+
+
 class Filters(ABC):
     """Has weight vectors that live in data space and are worth looking at."""
 

@@ -1,0 +1,76 @@
+"""The game of an encoder and a generator against a critic of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gentrain import noise
+from gentrain.batch import Batch
+from gentrain.models.base import Bidirectional
+from gentrain.objectives.adversarial import Game, NonSaturating, Round
+from gentrain.objectives.judged import Judged, mirrored, require_plain
+from gentrain.update import Objective, Update
+
+
+class BiGAN(Objective):
+    """The critic tells pairs (x, E(x)) of data from pairs (G(z), z); E and G each make theirs look like the other's.
+
+        min_{G,E} max_D  E_data log D(x, E(x)) + E_z log(1 - D(G(z), z))
+
+    (Donahue et al. 2017, arXiv:1605.09782, eq. 3; with E(x) ~ q(z|x) Dumoulin et al. 2017, arXiv:1606.00704, eq. 2.)
+    At the best critic that is 2 JS between the two joint distributions - log 4: least, and 0, where they are one.
+
+    The losses are those of `game`. G has its generator's, and E the same with both kinds of pairs in changed places:
+    in the non-saturating game, as in the papers' code, G maximises log D(G(z), z) and E log(1 - D(x, E(x))). A game's
+    own terms for the critic (`regularise`) are of x and z together.
+
+    Metrics: the game's; and `e_loss`.
+
+    Args:
+        game: the losses, of critics that give one number.
+
+    Raises:
+        UsageError: a game that looks at more than what the critic says.
+    """
+
+    needs = Bidirectional
+    parts = ("discriminator", "generator", "encoder")
+
+    def __init__(self, game: Game | None = None):
+        super().__init__()
+        self.game = game or NonSaturating()
+        require_plain(self.game)
+
+    def forward(self, model: Bidirectional, batch: Batch, progress: float) -> Iterator[Update]:
+        game, rows, size = self.game, len(batch.x), batch.x[0].numel()
+        view = Judged(
+            model,
+            model.discriminator,
+            lambda pair: model.discriminate_pair(
+                pair[:, :size].reshape(-1, *model.shape), pair[:, size:].reshape(-1, *model.prior.event_shape)
+            ),
+        )
+        optimizer: Optimizer | None = None
+        for step in range(1, game.discriminator_steps + 1):
+            with torch.set_grad_enabled(step == game.discriminator_steps):  # only the last pairs teach G and E
+                z = noise.sample(model.prior, rows)
+                real, fake = _pair(batch.x, model.infer(batch.x)), _pair(model.decode(z), z)
+            table = Round(real, None, z, fake, progress)
+            apart = table._replace(x=real.detach(), fakes=fake.detach())
+            loss, metrics = game.discriminator_step(view, apart)
+            optimizer = yield Update(loss, "discriminator", metrics=metrics)
+            yield from game.after_discriminator(view, metrics)
+        loss, metrics = game.generator_step(view, table, optimizer)
+        yield Update(loss, "generator", metrics=metrics)
+        output = view.discriminate(game.regularise.blur(progress)(real))
+        loss = game.generator_loss(mirrored(game, output))
+        yield Update(loss, "encoder", metrics={"e_loss": loss.detach()})
+
+
+def _pair(x: Tensor, z: Tensor) -> Tensor:
+    """Examples and codes side by side, (B, D + d)."""
+    return torch.cat([x.flatten(1), z.flatten(1).to(x.dtype)], 1)

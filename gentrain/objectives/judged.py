@@ -1,0 +1,61 @@
+"""Games over something else than examples: what their critics judge are codes, or pairs of example and code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from gentrain.errors import UsageError
+from gentrain.models.base import Adversarial, Decoder
+from gentrain.objectives.adversarial import Game
+
+
+class Judged(Adversarial):
+    """A model as a game sees it whose critic judges not x but what `judge` takes, (B, …) -> (B,).
+
+    It shares the model's networks, and stands for no model of its own: to a `Game`'s `Round`, `x` are then those of
+    data and `fakes` the others.
+    """
+
+    def __init__(self, model: Decoder, discriminator: nn.Module, judge: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.model, self.discriminator, self.judge = model, discriminator, judge
+
+    @property
+    def prior(self) -> Distribution:
+        return self.model.prior
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.model.decode(z)
+
+    def discriminate(self, x: Tensor) -> Tensor:
+        return self.judge(x)
+
+    def sample(self, n: int) -> Tensor:
+        return self.decode(self.prior.sample(torch.Size([n])))
+
+
+def require_plain(game: Game) -> None:
+    """Refuse a game that looks at more than the critic's outputs, or whose rounds are its own.
+
+    Raises:
+        UsageError: it is such a game.
+    """
+    if game.needs is not Adversarial or type(game).forward is not Game.forward:
+        raise UsageError(
+            f"objective.game={type(game).__name__}: asks more of a critic than a number; take"
+            " objective@objective.game=non_saturating, or another game of two losses alone"
+        )
+
+
+def mirrored(game: Game, output: Tensor) -> Tensor:
+    """The critic's outputs as they would be if real and generated examples changed places.
+
+    For whoever makes what the critic takes for real, its encoder for instance, and has a generator's loss: log-odds and
+    scores change their sign, targets are mirrored at the game's `boundary`. Where a game has no boundary, a constant in
+    what its critic says is of no consequence.
+    """
+    return 2 * (game.boundary or 0.0) - output
