@@ -93,3 +93,16 @@ def of_all_processes(x: Tensor) -> Tensor:
     shares = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(shares, x.contiguous())
     return torch.cat(shares)
+
+
+def joined(x: Tensor) -> Tensor:
+    """The whole batch where several processes share it, with gradients to this one's rows x.
+
+    For a loss of the whole batch that every process computes: averaged over processes, the gradients are then those of
+    that loss, so here they are taken as many times.
+    """
+    if _world == 1:
+        return x
+    rows, full = len(x), of_all_processes(x.detach())
+    own = x * _world - x.detach() * (_world - 1)
+    return torch.cat([full[: _rank * rows], own, full[(_rank + 1) * rows :]])

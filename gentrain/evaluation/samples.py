@@ -8,7 +8,7 @@ distance and the manifold measures are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from gentrain.errors import DataError, UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
 from gentrain.evaluation.features import Space, how_many, space
+from gentrain.objectives.mmd import Kernel, squared_distances
 from gentrain.types import PositiveFloat, PositiveInt
 
 ROWS = 1000  # of a block of distances
@@ -158,14 +159,6 @@ def jackknife(value: float, without: list[float]) -> tuple[float, float]:
 
 
 # --- maximum mean discrepancies -------------------------------------------------------------------------------------
-
-Kernel = Callable[[Tensor, Tensor], Tensor]
-
-
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """‖x_i - y_j‖² by a matrix product, (N, M). In float64 it is exact for bits, and never negative."""
-    products = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2)
-    return products.add_(x.square().sum(1)[:, None]).clamp_min_(0)
 
 
 def polynomial(x: Tensor, y: Tensor) -> Tensor:
