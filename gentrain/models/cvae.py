@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.nn.functional import one_hot
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Conditional
+from gentrain.models.labels import beside, one_hot
 from gentrain.models.layers import DiagonalNormal
 from gentrain.models.vae import GaussianVAE
 from gentrain.types import PositiveInt, Shape
@@ -61,25 +61,14 @@ class CVAE(GaussianVAE, Conditional):
         super().__init__(shape, levels, network, latent_dim, hidden, channels, activation, likelihood, classes)
         self.classes = classes
 
-    def _one_hot(self, y: Tensor | None, rows: int) -> Tensor:
-        if y is None:
-            raise UsageError("CVAE: the labels are missing; give y, one for each example")
-        if y.shape != (rows,):
-            raise UsageError(f"CVAE: y has the shape {tuple(y.shape)}; give one label for each of the {rows} examples")
-        return one_hot(y.long(), self.classes).to(self.likelihood.bias.dtype)
-
     def encode(self, x: Tensor, y: Tensor | None = None) -> DiagonalNormal:
-        label = self._one_hot(y, len(x))
-        x = self.likelihood.network_input(x)
-        if self.network == "conv":
-            label = label[..., None, None].expand(-1, -1, *x.shape[-2:])
-        else:
-            x = x.flatten(1)
-        mean, log_variance = self.encoder(torch.cat([x, label], 1)).float().chunk(2, -1)
+        label = one_hot(self, y, len(x))
+        inputs = beside(self.likelihood.network_input(x), label, maps=self.network == "conv")
+        mean, log_variance = self.encoder(inputs).float().chunk(2, -1)
         return DiagonalNormal(mean, log_variance)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
-        return self.likelihood(self.decoder(torch.cat([z, self._one_hot(y, len(z))], 1)))
+        return self.likelihood(self.decoder(beside(z, one_hot(self, y, len(z)), maps=False)))
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:

@@ -14,7 +14,15 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
 from gentrain.errors import UsageError, out_of_memory
-from gentrain.models.base import Density, Generative, Standardises, StartsFromMean, TakesReference, Unnormalised
+from gentrain.models.base import (
+    Conditional,
+    Density,
+    Generative,
+    Standardises,
+    StartsFromMean,
+    TakesReference,
+    Unnormalised,
+)
 from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
@@ -157,6 +165,11 @@ def _build_model(plain: dict[str, Any], source: Source) -> Generative:
         raise UsageError(
             f"model.shape={list(model.shape)}: {source.spec.name} has {list(source.spec.shape)}; "
             "let it be ${data.shape}"
+        )
+    if isinstance(model, Conditional) and model.classes not in (None, source.spec.classes):
+        raise UsageError(
+            f"model.classes={model.classes}: {source.spec.name} has {source.spec.classes or 'no labels'}; "
+            "let it be ${data.classes}"
         )
     levels = plain["model"].get("levels")
     if model.support == "levels" and levels not in (None, source.spec.levels):

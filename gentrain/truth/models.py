@@ -23,6 +23,7 @@ from gentrain.models.base import (
     PseudoLikelihood,
     Reconstructs,
     Unnormalised,
+    evenly,
     given,
 )
 from gentrain.truth.base import Case, Unchecked, Verdict, claims, differences
@@ -347,11 +348,12 @@ def decoder_is_sound(case: Case) -> Verdict:
     """Examples lie in the support also far from the prior's middle, and a gradient reaches the code and the weights."""
     model = case.model
     assert isinstance(model, Decoder)
-    z = model.prior.sample(torch.Size([ROWS]))
-    found = [f"{word} for codes x 100" for word in misfits(model.decode(100 * z).detach(), model, case.levels, ROWS)]
+    z, to = model.prior.sample(torch.Size([ROWS])), evenly(model, ROWS)
+    far = model.decode(100 * z, **to).detach()
+    found = [f"{word} for codes x 100" for word in misfits(far, model, case.levels, ROWS)]
     with torch.enable_grad():
         z = z.requires_grad_()
-        (model.decode(z) ** 2).sum().backward(inputs=[z, *(p for p in model.parameters() if p.requires_grad)])
+        (model.decode(z, **to) ** 2).sum().backward(inputs=[z, *(p for p in model.parameters() if p.requires_grad)])
     found += [] if z.grad is not None and z.grad.isfinite().all() and z.grad.any() else ["no gradient reaches z"]
     within = model.generator if isinstance(model, Adversarial) else model
     lacks = [name for name, p in within.named_parameters() if p.requires_grad and p.grad is None]
@@ -367,6 +369,6 @@ def critic_is_smooth(case: Case) -> Verdict:
     assert isinstance(model, Adversarial)
     with torch.enable_grad():
         x = case.x.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(model.discriminate(x).sum(), x)
+        (gradient,) = torch.autograd.grad(model.discriminate(x, **given(model, case.batches[0].y)).sum(), x)
     blind = int((gradient.flatten(1).norm(dim=1) == 0).sum()) + int((~gradient.isfinite()).sum())
     return blind, len(x) // 4, f"examples of {len(x)} at which the logit has no gradient: it teaches nothing there"

@@ -20,6 +20,7 @@ from gentrain.models.base import (
     LatentVariable,
     PseudoLikelihood,
     Unnormalised,
+    evenly,
     given,
     kind_given,
 )
@@ -274,16 +275,17 @@ def players_pull_the_right_way(case: Case) -> Verdict | None:
         return None
 
     aim = case.objective.aim if isinstance(case.objective, Game) else math.inf
+    examples, y = case.batches[0].x, case.batches[0].y
 
     def outputs(model: Generative) -> tuple[float, float]:
         """Real minus generated, and how well generated examples do."""
         assert isinstance(model, Adversarial)
         torch.manual_seed(case.seed)
         with torch.no_grad():
-            examples, made = case.x, model.decode(model.prior.sample((256,)))
-            if model.judges_batches:  # of batches as large as it was trained on
-                made = made[: len(examples)]
-            real, fake = model.discriminate(examples), model.discriminate(made)
+            n = len(examples) if model.judges_batches else 256  # such see batches as large as they were trained on
+            labels = evenly(model, n)
+            made = model.decode(model.prior.sample(torch.Size([n])), **labels)
+            real, fake = model.discriminate(examples, **given(model, y)), model.discriminate(made, **labels)
         reached = fake if aim in (None, math.inf) else -(fake - aim).square()
         return float(real.mean() - fake.mean()), float(reached.mean())
 
