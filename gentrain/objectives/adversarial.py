@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from gentrain import noise
 from gentrain.batch import Batch
+from gentrain.models.auxiliary import Auxiliary
 from gentrain.models.base import Adversarial, given
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import OpenFraction, PositiveInt
@@ -63,6 +64,7 @@ class Game(Objective):
     """
 
     needs = Adversarial
+    excludes = (Auxiliary,)  # whose critic has more to learn
     parts = ("discriminator", "generator")
     boundary: float | None = 0.0
     probability: bool = True
