@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.models.auxiliary import Auxiliary
-from gentrain.models.base import Adversarial, given
+from gentrain.models.base import Adversarial, AutoencodingCritic, given
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import OpenFraction, PositiveInt
 from gentrain.update import Objective, Update
@@ -64,7 +64,7 @@ class Game(Objective):
     """
 
     needs = Adversarial
-    excludes = (Auxiliary,)  # whose critic has more to learn
+    excludes = (Auxiliary, AutoencodingCritic)  # whose critic has more to learn, or gives errors
     parts = ("discriminator", "generator")
     boundary: float | None = 0.0
     probability: bool = True
