@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_a_whole_generator_by_hand():
     """The reference goes through every layer, by its own statistics, and the weights learn through it as well."""
     torch.manual_seed(1)
     gan = GAN((2,), latent_dim=3, hidden=[5, 4], norm="virtual", reference=R)
-    layers = list(gan.generator)
+    layers: list[Any] = list(gan.generator)
     z, reference = torch.randn(6, 3), gan.generator.reference
     assert isinstance(reference, Tensor) and reference.shape == (R, 3)
     h, r = z, reference
@@ -83,7 +84,7 @@ def test_a_whole_generator_by_hand():
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def referred(norm: str, **more) -> GAN | DCGAN:
+def referred(norm: Any, **more: Any) -> GAN | DCGAN:
     """A model whose both players are normalised so, with a reference."""
     if more.pop("images", False):
         gan = DCGAN((1, 16, 16), levels=17, latent_dim=3, channels=2, norm=norm, reference=R, **more)
@@ -172,7 +173,7 @@ def test_the_critic_is_its_last_layer_on_its_features(images: bool, more: dict):
     torch.manual_seed(6)
     gan = referred("virtual", images=images, **more)
     x = gan.sample(7)
-    last = gan.discriminator[-1]
+    last: Any = gan.discriminator[-1]
     expected = linear(gan.features(x), last.weight.flatten(1), last.bias).flatten()
     torch.testing.assert_close(gan.discriminate(x), expected)
     assert gan.judges_batches is bool(more)
@@ -273,24 +274,36 @@ def test_what_was_built_before_is_built_the_same():
 
 # --- from the command line --------------------------------------------------------------------------------------------
 
+
+def built(*overrides: str) -> GAN | DCGAN:
+    model = build(*overrides).model
+    assert isinstance(model, GAN | DCGAN)
+    return model
+
+
+def kept(network: Network) -> Tensor:
+    """Its reference."""
+    assert network.reference is not None
+    return network.reference
+
+
 VIRTUAL = ["model=gan", "data=ring", "data.n=200", "model.hidden=[6,5]", "model.norm=virtual", "model.reference=9"]
 
 
 def test_the_reference_is_training_examples_and_follows_the_seed():
-    ours, again, other = (build(*VIRTUAL, f"seed={seed}") for seed in (1, 1, 2))
-    critic, codes = ours.model.discriminator.reference, ours.model.generator.reference
-    assert critic.shape == (9, 2) and codes.shape == (9, 64)
-    examples = ours.source.splits["train"].x
+    ours, again, other = (built(*VIRTUAL, f"seed={seed}") for seed in (1, 1, 2))
+    examples = next(build(*VIRTUAL).pipeline.evaluation("train", 200)).x
+    critic = kept(ours.discriminator)
+    assert critic.shape == (9, 2)
     assert len({int((examples == row).all(1).nonzero()[0]) for row in critic}) == 9
-    assert torch.equal(critic, again.model.discriminator.reference)
-    assert torch.equal(codes, again.model.generator.reference)
-    assert not torch.equal(critic, other.model.discriminator.reference)
-    assert not torch.equal(codes, other.model.generator.reference)
+    for part in ("discriminator", "generator"):
+        reference, same, another = (kept(getattr(model, part)) for model in (ours, again, other))
+        assert torch.equal(reference, same) and not torch.equal(reference, another)
 
 
 def test_the_reference_lies_where_the_model_lives():
-    model = build("model=dcgan", "data=digits", "model.channels=2", "model.discriminator_norm=reference").model
-    reference = model.discriminator.reference
+    model = built("model=dcgan", "data=digits", "model.channels=2", "model.discriminator_norm=reference")
+    reference = kept(model.discriminator)
     assert reference.shape == (128, 1, 8, 8) and -1 <= reference.min() < -0.9 and 0.9 < reference.max() <= 1
     assert model.generator.reference is None, "a setting each"
 
