@@ -33,6 +33,8 @@ class DataSpec:
         classes: number of labels, or None without labels.
         sizes: examples in each split.
         modes: those of the distribution the data were drawn from, where they are known.
+        channel_classes: K, where each of the C channels is an image with one of K labels of its own, y_1 … y_C, and the
+            example's is y_1 K^(C-1) + … + y_C; else None.
         vocabulary: of tokens, the characters that they stand for, in their order.
     """
 
@@ -43,6 +45,7 @@ class DataSpec:
     classes: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     modes: Modes | None = None
+    channel_classes: int | None = None
     vocabulary: str | None = None
 
     @property

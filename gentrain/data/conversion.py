@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from gentrain.batch import DataSpec
 from gentrain.data.randomness import uniform
 from gentrain.errors import UsageError
 from gentrain.types import Support
+
+if TYPE_CHECKING:
+    from gentrain.data.stacked import Stack
 
 __all__ = ["Conversion", "largest_below_one", "unit_scale"]
 
@@ -108,7 +112,7 @@ class Conversion:
         """Whether examples are drawn once for ever, by `draw_once`."""
         return self._binarizes and self.binarization == "static"
 
-    def draw_once(self, x: Tensor, keys: Tensor) -> Tensor:
+    def draw_once(self, x: Tensor | Stack, keys: Tensor) -> Tensor:
         """The bits of a static binarization, uint8, in the shape of x."""
         pieces = zip(x.split(_CHUNK), keys.split(_CHUNK), strict=True)
         return torch.cat([self._draw_bits(piece, key).to(torch.uint8) for piece, key in pieces])
@@ -140,7 +144,7 @@ class Conversion:
         scale = unit_scale(self.levels - 1)
         return value.mul_(2 * scale).sub_(1) if self.support == "signed" else value.mul_(scale)
 
-    def mean(self, x: Tensor) -> Tensor:
+    def mean(self, x: Tensor | Stack) -> Tensor:
         """The expected example over x (N, *shape), stored values or the bits of `draw_once`: float32, (*shape).
 
         Raises:
@@ -159,7 +163,7 @@ class Conversion:
             mean = (mean + 0.5) / self.levels if self.dequantize else mean / (self.levels - 1)
         return (2 * mean - 1 if self.support == "signed" else mean).to(torch.float32)
 
-    def deviation(self, x: Tensor) -> Tensor:
+    def deviation(self, x: Tensor | Stack) -> Tensor:
         """The standard deviation of each element over x (N, *shape) and over the draws: float32, (*shape).
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from gentrain.data.randomness import derive, sample_keys
 from gentrain.data.source import SPLITS, Source, Split
 from gentrain.errors import DataError, UsageError
 from gentrain.types import Support
+
+if TYPE_CHECKING:
+    from gentrain.data.stacked import Stack
 
 __all__ = ["Pipeline"]
 
@@ -194,7 +198,7 @@ class Pipeline:
         return self.conversion.deviation(self._splits["train"].x).to(self.device)
 
 
-def _fits(x: Tensor, device: torch.device) -> bool:
+def _fits(x: Tensor | Stack, device: torch.device) -> bool:
     """Whether a set may stay on the device: half of a GPU's free memory is left to the model."""
     if device.type != "cuda":
         return True

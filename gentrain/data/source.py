@@ -15,6 +15,7 @@ from gentrain.errors import DataError, UsageError
 from gentrain.types import Support
 
 if TYPE_CHECKING:
+    from gentrain.data.stacked import Stack
     from gentrain.data.text import Vocabulary
 
 __all__ = ["SPLITS", "Order", "Source", "Split", "hold_out", "make_source", "shares"]
@@ -34,9 +35,9 @@ _STORED = {
 
 @dataclass(frozen=True)
 class Split:
-    """Examples `x` (N, *shape) as stored, and their labels `y` (N,), int64, if they have any."""
+    """Examples `x` (N, *shape), as stored or put together from what is, and any labels `y` (N,), int64."""
 
-    x: Tensor
+    x: Tensor | Stack
     y: Tensor | None = None
 
     def __len__(self) -> int:

@@ -110,7 +110,8 @@ def cifar10(root: str | None = None, download: bool = True, validation: NonNegat
         record = pickle.loads(read_bytes(file, _CIFAR10_MD5[file.name], _remedy(folder)), encoding="latin1")
         parts.append(_split(record["data"].reshape(-1, 3, 32, 32), np.asarray(record["labels"])))
     y = torch.cat([part.y for part in parts[:5] if part.y is not None])
-    return _image_source("cifar10", Split(torch.cat([part.x for part in parts[:5]]), y), parts[5], validation, 5_000)
+    x = torch.cat([part.x for part in parts[:5] if isinstance(part.x, torch.Tensor)])
+    return _image_source("cifar10", Split(x, y), parts[5], validation, 5_000)
 
 
 def svhn(root: str | None = None, download: bool = True, validation: NonNegativeInt | None = None) -> Source:

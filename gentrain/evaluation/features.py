@@ -29,6 +29,7 @@ from gentrain.data.randomness import derive, fixed_permutation
 from gentrain.data.vision import _torchvision
 from gentrain.device import own_randomness
 from gentrain.errors import DiskError, GentrainError, UsageError
+from gentrain.evaluation.channels import PerChannel
 from gentrain.evaluation.estimator import Subject, seeded
 from gentrain.files import read_json, write_atomic, write_json
 from gentrain.models.layers import SMALLEST, mlp
@@ -198,6 +199,8 @@ RECIPE = 1
 """Goes up whenever architecture or training below change: cached classifiers of other recipes are not used."""
 STEPS, EPOCHS, BATCH, RATE = 1000, 40, 128, 3e-3
 """It is trained for STEPS batches or EPOCHS, whichever ends first."""
+STACKS = 20_000
+"""Of examples whose channels are images of their own, so many are enough: each is several."""
 WIDTH = 64
 """Features: few, so that a covariance of a few thousand samples is well determined."""
 
@@ -252,7 +255,7 @@ class Network(nn.Module):
 class Classifier:
     """A trained network, the sha256 of its file, and its accuracy on `split`, of n examples."""
 
-    network: Network
+    network: Network | PerChannel
     sha256: str
     accuracy: float
     split: str
@@ -311,8 +314,11 @@ def _cached(subject: Subject) -> Classifier:
     return found
 
 
-def _network(subject: Subject) -> Network:
-    return Network(subject.spec.shape, subject.spec.classes or 0).to(subject.device)
+def _network(subject: Subject) -> Network | PerChannel:
+    spec = subject.spec
+    if spec.channel_classes is not None:
+        return PerChannel(Network((1, *spec.shape[1:]), spec.channel_classes)).to(subject.device)
+    return Network(spec.shape, spec.classes or 0).to(subject.device)
 
 
 def _read(path: Path, subject: Subject) -> Classifier | None:
@@ -331,8 +337,9 @@ def _read(path: Path, subject: Subject) -> Classifier | None:
     return Classifier(network.eval().requires_grad_(False), sha256, state["accuracy"], state["split"], state["n"])
 
 
-def _train(subject: Subject) -> Network:
+def _train(subject: Subject) -> Network | PerChannel:
     pipeline = subject.pipeline
+    limit = None if subject.spec.channel_classes is None else STACKS
     # What stands on levels is kept as bytes: a quarter of the memory, and the same numbers whatever the support.
     top = (
         0
@@ -341,7 +348,7 @@ def _train(subject: Subject) -> Network:
     )
     small = 0 < top < 256
     parts = []
-    for batch in pipeline.evaluation("train", 500):
+    for batch in pipeline.evaluation("train", 500, limit):
         x = unit(pipeline, batch.x)
         parts.append(((x * top).round().byte() if small else x, batch.y))
     x, y = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -367,7 +374,7 @@ def _train(subject: Subject) -> Network:
     return network.eval().requires_grad_(False)
 
 
-def _accuracy(network: Network, subject: Subject) -> tuple[str, float, int]:
+def _accuracy(network: Network | PerChannel, subject: Subject) -> tuple[str, float, int]:
     split = next(s for s in ("test", "validation", "train") if subject.spec.sizes.get(s))
     right = total = 0
     for batch in subject.pipeline.evaluation(split, 500):

@@ -170,6 +170,7 @@ with less than half have less variety than one class of the data."""
 RARE, MISSING = 0.1, 0.5
 """A class counts as missing if it has under a tenth of its share in the data, a model as collapsed if half are. One
 that has all classes, each a tenth of 500 samples, gets none below 1% by chance: 5 of an expected 50."""
+FEW = 5  # samples a class without which nothing is said of classes
 LABELLED = 2000  # examples whose labels stand for those of the samples nearest to them
 
 
@@ -195,6 +196,8 @@ def diversity(patient: Patient) -> Iterator[Sign]:
         reached = torch.bincount(labels[at[:, 0]], minlength=len(shares)).double() / len(at)
         there = shares > 0
         found, total = int((reached > RARE * shares)[there].sum()), int(there.sum())
+        if len(at) < FEW * total:
+            return
         line = f"mode collapse: {found} of {total} classes among the samples; {advice}"
         yield judge("classes", float(found), found <= MISSING * total, line)
 
