@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from games import P_DATA, P_MODEL, Table, best_outputs, table_batch, train_critic
+from helpers import bare_trainer, fit, resumed
 from torch import Tensor, nn
 from torch.distributions import Distribution, Uniform
 
 from gentrain import config
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
+from gentrain.models.autoencoding_gan import AutoencodingGAN
 from gentrain.models.base import Adversarial
 from gentrain.models.gan import GAN
 from gentrain.objectives.adversarial import Game
+from gentrain.objectives.began import BEGAN
 from gentrain.objectives.boundary_seeking import BoundarySeeking
+from gentrain.objectives.ebgan import EBGAN, pulling_away
 from gentrain.objectives.f_gan import FGAN
 from gentrain.objectives.feature_matching import FeatureMatching
 from gentrain.objectives.hinge import Hinge
@@ -262,3 +267,104 @@ def test_the_penalty_is_in_the_yaml():
     cfg = config.compose("train", ["model=gan", "objective=wasserstein_gp"])
     game = config.build(config.resolve(cfg)["objective"], [], Game)
     assert game.regularise.gradient_penalty == 10 and game.discriminator_steps == 5
+
+
+def autoencoder(error: str = "l1") -> tuple[AutoencodingGAN, Tensor]:
+    torch.manual_seed(4)
+    return AutoencodingGAN((3,), latent_dim=2, hidden=[8], error=error), torch.randn(10, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("error", "power"), [("l1", 1), ("l2", 2)])
+def test_an_autoencoding_critic_says_minus_its_error(error: str, power: int):
+    gan, x = autoencoder(error)
+    restored = gan.discriminator["decoder"](gan.discriminator["encoder"](x))
+    for row, made, said in zip(x.tolist(), restored.tolist(), gan.discriminate(x).tolist(), strict=True):
+        assert said == pytest.approx(-sum(abs(a - b) ** power for a, b in zip(row, made, strict=True)) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize(("gamma", "start", "end"), [(0.7, 0.0, 1.0), (0.0, 0.2, 0.0)])
+def test_the_balance_of_began_follows_its_formula(gamma: float, start: float, end: float):
+    """Errors, loss, k and convergence by hand, over steps of a training that takes k to an end."""
+    gan, x = autoencoder()
+    game = BEGAN(gamma=gamma, rate=0.4)
+    game.k.fill_(start)
+    optimizers = {part: torch.optim.SGD(gan.get_submodule(part).parameters(), 0.05) for part in game.parts}
+    k, seen, errors = start, [], (0.0, 0.0)
+    for _ in range(12):
+        made: list[Tensor] = []
+        hook = gan.generator.register_forward_hook(lambda *call, made=made: made.append(call[-1].detach()))
+        for update in game(gan, Batch(x), 0.0):
+            if update.part == "discriminator":
+                errors = tuple((v - gan.reconstruct(v)).abs().mean().item() for v in (x, made[0]))
+                assert update.loss is not None and update.loss.item() == pytest.approx(
+                    errors[0] - k * errors[1], abs=1e-5
+                )
+            elif update.part == "generator":
+                assert update.loss is not None
+                again = (made[0] - gan.reconstruct(made[0])).abs().mean().item()
+                assert update.loss.item() == pytest.approx(again, abs=1e-5), "against the critic that has moved"
+            else:
+                balance = gamma * errors[0] - errors[1]
+                k = min(1.0, max(0.0, k + 0.4 * balance))
+                assert update.metrics["k"].item() == pytest.approx(k, abs=1e-5) == game.k.item()
+                assert update.metrics["convergence"].item() == pytest.approx(errors[0] + abs(balance), abs=1e-5)
+                continue
+            optimizers[update.part].zero_grad()
+            update.loss.backward(inputs=list(gan.get_submodule(update.part).parameters()))
+            optimizers[update.part].step()
+        hook.remove()
+        seen.append(k)
+    assert seen[-1] == end and any(0 < v < 1 for v in seen), "a way to an end, and no further"
+
+
+def test_the_balance_is_kept_in_the_checkpoint(tmp_path: Path):
+    overrides = ["model=autoencoding_gan", "data=ring", "model.hidden=[8]", "objective.rate=0.5", "trainer.steps=6"]
+    straight = fit(bare_trainer(tmp_path / "a", *overrides))
+    stopped = fit(bare_trainer(tmp_path / "b", *overrides), until=3)
+    half = stopped.objective.k.item()
+    again = resumed(bare_trainer(tmp_path / "b", *overrides))
+    assert again.objective.k.item() == half > 0
+    assert torch.equal(fit(again).objective.k, straight.objective.k)
+
+
+def test_the_margin_of_ebgan():
+    """Samples whose error is beyond the margin teach the critic nothing; within it they are pushed up."""
+    game = EBGAN(margin=0.5)
+    real, fake = torch.tensor([-0.1, -0.3]), torch.tensor([-0.2, -0.9], requires_grad=True)
+    loss = game.discriminator_loss(real, fake)
+    assert loss.item() == pytest.approx((0.1 + 0.3) / 2 + (0.3 + 0) / 2)
+    (slope,) = torch.autograd.grad(loss, fake)
+    assert slope.tolist() == [0.5, 0.0]
+    assert game.generator_loss(fake).item() == pytest.approx((0.2 + 0.9) / 2)
+
+
+def test_codes_are_pulled_apart():
+    codes = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, -2.0]])  # cosines 0.6, 0, -0.8
+    assert pulling_away(codes).item() == pytest.approx((0.36 + 0 + 0.64) / 3)
+    assert pulling_away(codes[:1]).item() == 0
+    gan, x = autoencoder()
+    made: list[Tensor] = []
+    gan.generator.register_forward_hook(lambda *call: made.append(call[-1].detach()))
+    *_, update = EBGAN(repelling=0.3)(gan, Batch(x), 0.0)
+    term = 0.3 * pulling_away(gan.codes(made[0])).item()
+    assert update.metrics["repelling"].item() == pytest.approx(term, rel=1e-4) and term > 0
+    assert update.metrics["g_loss"].item() == pytest.approx(term - gan.discriminate(made[0]).mean().item(), rel=1e-4)
+
+
+def test_errors_are_no_log_odds():
+    assert not BEGAN.fits(GAN) and not EBGAN.fits(GAN) and BEGAN.fits(AutoencodingGAN)
+    assert not any(type(game).fits(AutoencodingGAN) for game in GAMES)
+    with pytest.raises(UsageError, match=r"model\.channels=8"):
+        AutoencodingGAN((1, 8, 8), levels=17, channels=8)
+    with pytest.raises(UsageError, match=r"network=conv takes images"):
+        AutoencodingGAN((2,), network="conv")
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_an_autoencoding_gan_of_images(network: str):
+    torch.manual_seed(5)
+    gan = AutoencodingGAN((1, 9, 8), 17, network, 3, [8], None if network == "mlp" else 4)  # type: ignore[arg-type]
+    x = gan.sample(5)
+    assert gan.support == "signed" and x.shape == gan.reconstruct(x).shape == (5, 1, 9, 8) and x.abs().max() <= 1
+    shapes = [[p.shape for p in net.parameters()] for net in (gan.generator, gan.discriminator["decoder"])]
+    assert shapes[0] == shapes[1], "as in BEGAN, G has the decoder's form"
