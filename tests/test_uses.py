@@ -30,9 +30,11 @@ from gentrain.models.base import Encodes, LatentVariable
 from gentrain.models.rbm import RBM
 from gentrain.tasks.sample import standard
 from gentrain.truth.models import misfits
-from gentrain.uses.codes import Arithmetic, Interpolate, Traverse, moments, slerp
+from gentrain.uses.arithmetic import Arithmetic
+from gentrain.uses.codes import Interpolate, Traverse, moments, slerp
 from gentrain.uses.completion import Complete, Denoise, gibbs, missing
 from gentrain.uses.drawing import Prior
+from gentrain.uses.inversion import Invert
 
 
 class Line(LatentVariable, Encodes):
@@ -225,8 +227,9 @@ def test_every_kind_that_a_model_allows_draws_from_it_the_same_for_the_same_seed
     trainer = fit(bare_trainer(tmp_path, f"model={name}", *data_for(name), "trainer.steps=1"))
     subject = Subject(model := trainer.model.eval(), trainer.pipeline)
     for use in USES.values():
-        if use.unfit(model) is not None:
-            continue
+        if use.unfit(model) is not None or (isinstance(use, Arithmetic) and not isinstance(model, Encodes)):
+            continue  # after a step a generator makes no digit that arithmetic could be about
+        use = Invert(steps=2, restarts=2) if isinstance(use, Invert) else use
         drawn = []
         for seed in (1, 1):
             with seeded(seed):

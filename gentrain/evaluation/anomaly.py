@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class Anomaly(Estimator):
         samples: draws of z an example, for the ELBO. resamples: of the bootstrap.
     """
 
-    needs = (Density, LatentVariable, Unnormalised, Reconstructs)
+    needs: ClassVar[tuple[type, ...]] = (Density, LatentVariable, Unnormalised, Reconstructs)
+    limit: int | None = None  # examples of each set, at most
 
     def __init__(
         self, against: str | dict[str, Any] | None = None, samples: PositiveInt = 10, resamples: PositiveInt = 200
@@ -60,10 +61,12 @@ class Anomaly(Estimator):
         ):
             theirs, ours = (f"{s.name} {list(s.shape)} of {s.levels} levels" for s in (other.spec, subject.spec))
             raise UsageError(f"data.anomaly={name}: must hold examples like the run's own; {theirs}, {ours}")
-        steps = math.ceil(subject.size() / 500)
+        limit = min((n for n in (self.limit, subject.n) if n is not None), default=None)
+        steps = math.ceil(subject.size(limit=limit) / 500)
         for kind, score in self._scores(subject).items():
-            own = torch.cat([score(batch.x) for batch in subject.track(subject.batches(), steps, f"anomaly, {kind}")])
-            strange = torch.cat([score(batch.x) for batch in other.evaluation("test", 500, subject.n)])
+            batches = subject.track(subject.batches(limit=limit), steps, f"anomaly, {kind}")
+            own = torch.cat([score(batch.x) for batch in batches])
+            strange = torch.cat([score(batch.x) for batch in other.evaluation("test", 500, limit)])
             own, strange = own.double().cpu(), strange.double().cpu()
             found = {"n_other": len(strange), "other": name}
             value, error = auroc(own, strange)
@@ -72,7 +75,7 @@ class Anomaly(Estimator):
             value, error = self._average_precision(own.numpy(), strange.numpy())
             yield Finding("anomaly_average_precision", kind, value, error, unit, n, found)
 
-    def _scores(self, subject: Subject) -> dict[str, Score]:
+    def _scores(self, subject: Subject) -> Mapping[str, Score]:
         """Kind -> score, of everything that the model can say of an example."""
         model: Generative = subject.model
         scores: dict[str, Score] = {}

@@ -7,6 +7,7 @@ and lives in `model.support`; every per-example result is shaped (B,); densities
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import chain
 from typing import ClassVar, Generic, TypeVar
 
@@ -107,6 +108,16 @@ def evenly(model: object, n: int) -> dict[str, Tensor]:
     return {"y": torch.randint(model.classes, (n,), device=device)}
 
 
+def each_label(model: object, n: int) -> tuple[dict[str, Tensor], int | None]:
+    """The keyword arguments that put every label in turn to a conditional model, as many of each and about n together,
+    and how many of each; for others none, and None."""
+    if not (isinstance(model, Conditional) and model.classes):
+        return {}, None
+    each = max(1, n // model.classes)
+    device = model.device if isinstance(model, Generative) else None
+    return {"y": torch.arange(model.classes, device=device).repeat_interleave(each)}, each
+
+
 def kind_given(model: object, kind: str) -> str:
     """The kind of a number of p(x|y), which is never ranked with one of p(x): "exact" becomes "exact given y"."""
     return f"{kind} given y" if isinstance(model, Conditional) and model.classes else kind
@@ -123,6 +134,20 @@ class Classifies(ABC):
     @abstractmethod
     def log_class(self, x: Tensor) -> Tensor:
         """log p(y | x) in nats for every label, (B, K)."""
+
+
+class Categorises(ABC):
+    """Sorts examples into categories of its own making, whose numbers mean nothing to anybody else: a mixture's
+    components, say. Which label a category goes with is for `clusters` to find."""
+
+    @property
+    @abstractmethod
+    def categories(self) -> int:
+        """K; 0 of an instance that was built without any."""
+
+    @abstractmethod
+    def log_category(self, x: Tensor) -> Tensor:
+        """The log of the probability that x belongs to each category, in nats, (B, K)."""
 
 
 class Completes(ABC):
@@ -441,6 +466,19 @@ class Perceives(Adversarial):
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """The critic's last hidden layer, (B, d)."""
+
+
+class Factors(Decoder):
+    """A decoder some elements of whose code stand for something each: a category, and numbers that walk a scale."""
+
+    @property
+    @abstractmethod
+    def factors(self) -> Sequence[int]:
+        """The code's elements that are such numbers, even between about -√3 and √3 standard deviations."""
+
+    @abstractmethod
+    def starts(self) -> Tensor:
+        """Codes (K, d) to walk from, the numbers and all noise at the prior's mean: one for each category, or one."""
 
 
 class Codes(ABC):

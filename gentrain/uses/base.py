@@ -9,7 +9,6 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
@@ -86,12 +85,6 @@ def batch(data: Data, n: int) -> Batch:
     if n > have:
         raise UsageError(f"n={n}: {subject.spec.name} has {have} test examples; ask for fewer")
     return next(subject.batches(limit=n, batch_size=n))
-
-
-def decode(model: LatentVariable | Decoder, z: Tensor) -> Tensor:
-    """What a code stands for: G(z), or the mean of p(x|z); (B, *shape)."""
-    decoded = model.decode(z)
-    return decoded.mean if isinstance(decoded, Distribution) else decoded
 
 
 def draw_codes(model: LatentVariable | Decoder, n: int) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Decoder, Encodes, Generative, LatentVariable
+from gentrain.evaluation.inversion import expected
+from gentrain.models.base import Decoder, Encodes, Factors, Generative, LatentVariable
 from gentrain.types import NonNegativeInt, PositiveFloat, PositiveInt
-from gentrain.uses.base import Data, Drawn, Use, decode, draw_codes, examples
+from gentrain.uses.base import Data, Drawn, Use, draw_codes, examples
 
 LOOKED_AT = 1000
 """Test examples whose codes say which dimensions are in use."""
@@ -43,7 +44,7 @@ class Interpolate(Use):
         t = torch.linspace(0, 1, self.steps, device=ends.device).view(1, -1, *[1] * (ends.dim() - 1))
         way = slerp if self.path == "spherical" else torch.lerp
         z = way(ends[:rows, None], ends[rows:, None], t).flatten(0, 1)
-        return Drawn(decode(model, z), columns=self.steps, arrays={"z": z})
+        return Drawn(expected(model, z), columns=self.steps, arrays={"z": z})
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -65,9 +66,11 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 class Traverse(Use):
     """One dimension of the code a row, from one end of the prior to the other, the rest held (Higgins et al. 2017).
 
+    Where the code has categories, a row for each of them (Chen et al. 2016).
+
     Args:
-        dims: the dimensions; None takes those whose codes of test examples vary most (of a model that can't encode, the
-            first), as many as `n` examples allow.
+        dims: the dimensions; None takes those that stand for something, or else those whose codes of test examples vary
+            most (of a model that can't encode, the first), as many as `n` examples allow.
         steps: examples in a row.
         span: how far to go from the prior's mean, in its standard deviations.
         start: held at the prior's `mean`, or at the code of the first test `example`.
@@ -95,20 +98,24 @@ class Traverse(Use):
         size = mean.numel()
         if wrong := [d for d in self.dims or () if d >= size]:
             raise UsageError(f"kind.dims={list(self.dims or ())}: there is no {wrong[0]}; codes have {size} dimensions")
-        dims = list(self.dims) if self.dims else self._used(model, data, size)[: max(1, n // self.steps)]
-        held = mean
+        held = mean.flatten()[None]
         if self.start == "example":
             assert isinstance(model, Encodes)
-            held = model.codes(examples(data, 1))[0]
+            held = model.codes(examples(data, 1))[:1].flatten(1)
+        elif isinstance(model, Factors):
+            held = model.starts()
+        dims = list(self.dims) if self.dims else self._used(model, data, size)[: max(1, n // (self.steps * len(held)))]
         t = torch.linspace(-self.span, self.span, self.steps, device=mean.device)
-        z = held.flatten().repeat(len(dims), self.steps, 1)
+        z = held[None, :, None].repeat(len(dims), 1, self.steps, 1)
         for row, d in enumerate(dims):
-            z[row, :, d] = mean.flatten()[d] + t * std.flatten()[d]
+            z[row, ..., d] = mean.flatten()[d] + t * std.flatten()[d]
         z = z.view(-1, *mean.shape)
-        return Drawn(decode(model, z), self.steps, arrays={"z": z, "dims": torch.tensor(dims)})
+        return Drawn(expected(model, z), self.steps, arrays={"z": z, "dims": torch.tensor(dims)})
 
     @staticmethod
     def _used(model: Generative, data: Data, size: int) -> list[int]:
+        if isinstance(model, Factors) and model.factors:
+            return list(model.factors)
         if not isinstance(model, Encodes):
             return list(range(size))
         x = examples(data, min(LOOKED_AT, data().size()))
@@ -123,54 +130,3 @@ def moments(model: LatentVariable | Decoder) -> tuple[Tensor, Tensor]:
     except NotImplementedError:  # torch's answer for a transformed distribution
         z = draw_codes(model, 10_000)
         return z.mean(0), z.std(0)
-
-
-class Arithmetic(Use):
-    """x with an attribute exchanged: decode(code(x) + s (m_target - m_source)), m the mean code of a label's training
-    examples (Larsen et al. 2016, arXiv:1512.09300, section 4.3; Radford et al. 2016).
-
-    A row: a test example labelled `source`, and its code moved by growing parts of the way, from none (the
-    reconstruction) to all of it.
-
-    Args:
-        source, target: labels.
-        scale: s at the end of the row.
-        steps: examples in a row after the first.
-    """
-
-    needs = (Encodes,)
-
-    def __init__(
-        self, source: NonNegativeInt = 0, target: NonNegativeInt = 1, scale: float = 1.0, steps: PositiveInt = 7
-    ):
-        self.source, self.target, self.scale, self.steps = source, target, scale, steps
-
-    def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
-        assert isinstance(model, Encodes) and isinstance(model, LatentVariable | Decoder)
-        subject = data()
-        way = self._mean(model, data, self.target) - self._mean(model, data, self.source)
-        x, y = subject.labelled()
-        rows = min(max(1, n // (self.steps + 1)), int((y == self.source).sum()))
-        if not rows:
-            raise UsageError(f"kind.source={self.source}: no {subject.split} example of {subject.spec.name} has it")
-        x = x[y == self.source][:rows]
-        t = torch.linspace(0, self.scale, self.steps, device=x.device).view(1, -1, *[1] * way.dim())
-        z = (model.codes(x)[:, None] + t * way).flatten(0, 1)
-        moved = decode(model, z).view(rows, self.steps, *model.shape)
-        return Drawn(torch.cat([x[:, None].to(moved), moved], 1).flatten(0, 1), self.steps + 1, arrays={"way": way})
-
-    def _mean(self, model: Encodes, data: Data, label: int) -> Tensor:
-        """The mean code of the training examples with a label."""
-        subject = data()
-        total, count = torch.zeros((), dtype=torch.float64, device=subject.device), 0
-        for batch in subject.batches("train"):
-            if batch.y is None:
-                raise UsageError(f"kind=arithmetic: data={subject.spec.name} has no labels to tell attributes by")
-            x = batch.x[batch.y == label]
-            total = total + model.codes(x).double().sum(0) if len(x) else total
-            count += len(x)
-        if not count:
-            raise UsageError(
-                f"no training example of {subject.spec.name} has the label {label}; see kind.source, kind.target"
-            )
-        return (total / count).float()

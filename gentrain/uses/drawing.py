@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Conditional, Generative, LatentVariable, Reconstructs, given
+from gentrain.models.base import Conditional, Generative, LatentVariable, Reconstructs, each_label, given
 from gentrain.types import NonNegativeInt
 from gentrain.uses.base import Data, Drawn, Use, batch, draw_codes
 
@@ -29,26 +28,21 @@ class Prior(Use):
         self.label = label
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
-        labels, columns = self._labels(model, n)
-        to: dict[str, Any] = {} if labels is None else {"y": labels}
+        to, columns = each_label(model, n) if self.label is None else (self._one(model, self.label, n), None)
+        n = len(to["y"]) if to else n
         if isinstance(model, LatentVariable):
-            p = model.decode(draw_codes(model, n if labels is None else len(labels)), **to)
+            p = model.decode(draw_codes(model, n), **to)
             return Drawn(p.sample(), columns, shown=p.mean, arrays=to)
-        return Drawn(model.sample(n if labels is None else len(labels), **to), columns, arrays=to)
+        return Drawn(model.sample(n, **to), columns, arrays=to)
 
-    def _labels(self, model: Generative, n: int) -> tuple[Tensor | None, int | None]:
-        """The labels to draw, (N,), and examples in a row; none for a model that knows no labels."""
+    @staticmethod
+    def _one(model: Generative, label: int, n: int) -> dict[str, Any]:
         classes = model.classes if isinstance(model, Conditional) else None
-        if classes is None:
-            if self.label is not None:
-                raise UsageError(f"kind.label={self.label}: {type(model).__name__} draws without labels; leave it out")
-            return None, None
-        if self.label is not None:
-            if self.label >= classes:
-                raise UsageError(f"kind.label={self.label}: the model knows the labels 0 to {classes - 1}")
-            return torch.full((n,), self.label, device=model.device), None
-        columns = max(1, n // classes)
-        return torch.arange(classes, device=model.device).repeat_interleave(columns), columns
+        if not classes:
+            raise UsageError(f"kind.label={label}: {type(model).__name__} draws without labels; leave it out")
+        if label >= classes:
+            raise UsageError(f"kind.label={label}: the model knows the labels 0 to {classes - 1}")
+        return {"y": torch.full((n,), label, device=model.device)}
 
 
 class Reconstruct(Use):
