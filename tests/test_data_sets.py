@@ -13,14 +13,14 @@ import torch
 from omegaconf import OmegaConf
 
 import gentrain.types
-from gentrain.data import embedded, files, synthetic, text, vision
+from gentrain.data import embedded, files, stacked, synthetic, text, vision
 from gentrain.data.embedded import PYDOC_VOCABULARY, digits, pydoc
 from gentrain.data.source import Split, make_source
 from gentrain.data.synthetic import bars, bars_distribution, grid, grid_centres, moons, ring, ring_centres
 from gentrain.errors import DataError, UsageError
 
 CONF = Path(__file__).parent.parent / "conf" / "data"
-MODULES = {module.__name__: module for module in (embedded, files, synthetic, text, vision)}
+MODULES = {module.__name__: module for module in (embedded, files, stacked, synthetic, text, vision)}
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gentrain.data.embedded import digits
 from gentrain.data.pipeline import Pipeline
-from gentrain.data.stacked import Stack, stacked
+from gentrain.data.stacked import Stack, stacked_digits
 from gentrain.evaluation import features
 from gentrain.evaluation.channels import PerChannel
 from gentrain.evaluation.modes import ModeCoverage
@@ -34,7 +34,7 @@ def test_a_stack_is_the_images_of_its_rows():
 
 
 def test_labels_are_those_of_the_three_digits_and_held_out_examples_of_held_out_digits():
-    source, base = stacked("digits", n=500, validation=40), digits()
+    source, base = stacked_digits(n=500, validation=40), digits()
     assert source.spec.sizes == {"train": 500, "validation": 40, "test": 100} and source.spec.name == "stacked_digits"
     for key, split in source.splits.items():
         of = base.splits[key]
@@ -48,13 +48,13 @@ def test_labels_are_those_of_the_three_digits_and_held_out_examples_of_held_out_
 
 
 def test_the_data_are_a_function_of_their_own_seed():
-    first, again, other = (stacked("digits", n=50, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (stacked_digits(n=50, seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
 
 
 @pytest.mark.parametrize("binarization", ["dynamic", "static"])
 def test_a_pipeline_takes_stacks_as_it_takes_images(binarization: str):
-    source = stacked("digits", n=30)
+    source = stacked_digits(n=30)
     stack, y = source.splits["train"].x, source.splits["train"].y
     assert isinstance(stack, Stack) and y is not None
     signed = Pipeline(source, "signed", batch_size=10, seed=0)
@@ -99,7 +99,7 @@ def briefly(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def test_modes_are_counted_channel_by_channel():
     """Samples are stacks of training digits, of four kinds: the divergence is known, up to the classifier's errors."""
-    source, base = stacked("digits", n=10_000), digits().splits["train"]
+    source, base = stacked_digits(n=10_000), digits().splits["train"]
     assert isinstance(base.x, Tensor) and base.y is not None and source.splits["train"].y is not None
     of = {c: base.x[base.y == c][:, 0].float() / 16 for c in range(10)}
     kinds = [(1, 2, 3), (3, 2, 1), (7, 7, 7), (0, 6, 4)]
@@ -119,7 +119,7 @@ def test_modes_are_counted_channel_by_channel():
 
 
 def test_of_real_stacks_all_modes_are_found():
-    source = stacked("digits", n=10_000)
+    source = stacked_digits(n=10_000)
     train = source.splits["train"]
     assert isinstance(train.x, Stack) and train.y is not None
     real = whole(train.x[:4000]).float() / 16

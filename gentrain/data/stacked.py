@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from gentrain.data import embedded, vision
 from gentrain.data.source import Source, Split, make_source
 from gentrain.types import NonNegativeInt, PositiveInt
 
-__all__ = ["Stack", "stacked"]
+__all__ = ["Stack", "stacked_digits", "stacked_mnist"]
 
 
 class Stack:
@@ -62,8 +61,7 @@ class Stack:
         return 1
 
 
-def stacked(
-    set: Literal["mnist", "fashion_mnist", "kmnist", "digits"] = "mnist",
+def stacked_mnist(
     n: PositiveInt = 128_000,
     channels: PositiveInt = 3,
     seed: NonNegativeInt = 0,
@@ -71,34 +69,50 @@ def stacked(
     download: bool = True,
     validation: NonNegativeInt | None = None,
 ) -> Source:
-    """n examples with random images of a set in their channels; held-out ones, a fifth as many, of held-out images.
+    """n examples with random MNIST digits in their channels; held-out ones, a fifth as many, of held-out digits.
 
-    The label is that of all channels together, y_1 K^(C-1) + … + y_C: three digits a, b, c make class 100a + 10b + c
-    of 1,000.
+    The label is that of all channels together, y_1 10^(C-1) + … + y_C: the digits a, b, c make class 100a + 10b + c.
 
     Args:
-        set: of grey images. n: training examples. channels: C.
+        n: training examples. channels: C.
         seed: which draw of the examples; the run's own seed doesn't change them.
-        root, download: of the set, if it has files. validation: examples in that split; a fifth of n if None.
+        root, download: of MNIST. validation: examples in that split; a fifth of n if None.
 
     Raises:
-        DataError: the set can't be had.
+        DataError: MNIST can't be had.
+    """
+    return _stacked(vision.mnist(root, download), n, channels, seed, validation)
 
-    >>> source = stacked("digits", n=100)
+
+def stacked_digits(
+    n: PositiveInt = 50_000,
+    channels: PositiveInt = 3,
+    seed: NonNegativeInt = 0,
+    validation: NonNegativeInt | None = None,
+) -> Source:
+    """The same of scikit-learn's digits of 8 x 8 pixels, which come with the installation. Arguments: see
+    `stacked_mnist`.
+
+    >>> source = stacked_digits(n=100)
     >>> source.spec.shape, source.spec.classes, source.spec.sizes
     ((3, 8, 8), 1000, {'train': 100, 'validation': 20, 'test': 20})
     """
-    base = embedded.digits() if set == "digits" else getattr(vision, set)(root, download)
-    assert base.spec.classes is not None
-    sizes = {"train": n, "validation": max(n // 5, 1) if validation is None else validation, "test": max(n // 5, 1)}
+    return _stacked(embedded.digits(), n, channels, seed, validation)
+
+
+def _stacked(base: Source, n: int, channels: int, seed: int, validation: int | None) -> Source:
+    classes = base.spec.classes
+    assert classes is not None
+    held = max(n // 5, 1)
+    sizes = {"train": n, "validation": held if validation is None else validation, "test": held}
     splits: dict[str, Split | None] = {}
     for i, (key, size) in enumerate(sizes.items()):
         images, labels = base.splits[key].x, base.splits[key].y
         assert isinstance(images, Tensor) and labels is not None
         generator = torch.Generator().manual_seed(3 * seed + i)
         rows = torch.randint(len(images), (size, channels), generator=generator, dtype=torch.int32)
-        place = base.spec.classes ** torch.arange(channels - 1, -1, -1)
+        place = classes ** torch.arange(channels - 1, -1, -1)
         splits[key] = Split(Stack(images, rows), (labels[rows.long()] * place).sum(1))
-    name, classes = f"stacked_{set}", base.spec.classes
-    source = make_source(name, "levels", splits, levels=base.spec.levels, classes=classes**channels)
+    name, kinds = f"stacked_{base.spec.name}", classes**channels
+    source = make_source(name, "levels", splits, levels=base.spec.levels, classes=kinds)
     return replace(source, spec=replace(source.spec, channel_classes=classes))
