@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gentrain.device import own_randomness
-from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs, evenly, given
+from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs, each_label, given
 from gentrain.models.gdae import DenoisingChain
 
 
@@ -173,19 +173,22 @@ def _render(figure: Any) -> np.ndarray:
 
 
 @torch.no_grad()
-def draw(model: Generative, n: int, seed: int) -> Tensor:
-    """n examples from fixed noise: the same `seed` gives the same noise at every step of training.
+def draw(model: Generative, n: int, seed: int) -> tuple[Tensor, int | None]:
+    """n examples from fixed noise: the same `seed` gives the same noise at every step of training. Of a conditional
+    model about n, every label in turn, and how many of each, which make a row.
 
     Of a latent-variable model of images the *mean* of p(x|z) is shown, and of a denoising chain that of its last step,
     as is the custom: one pixel-wise draw from it would add noise that says nothing about the model. Everything else is
     shown as sampled.
     """
+    labels, columns = each_label(model, n)
+    n = len(labels["y"]) if labels else n
     with own_randomness(seed):
         if isinstance(model, DenoisingChain) and is_image(model.shape):
-            return model.means(n)
+            return model.means(n), columns
         if isinstance(model, LatentVariable) and is_image(model.shape):
-            return model.decode(model.prior.sample(torch.Size([n])).to(model.device), **evenly(model, n)).mean
-        return model.sample(n)
+            return model.decode(model.prior.sample(torch.Size([n])).to(model.device), **labels).mean, columns
+        return model.sample(n, **labels), columns
 
 
 @torch.no_grad()

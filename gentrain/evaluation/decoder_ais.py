@@ -280,7 +280,8 @@ class DecoderAIS(Estimator):
         if not isinstance(model, LatentVariable | Decoder):
             return super().unfit(subject)
         if isinstance(model, Conditional) and model.classes:
-            return "is p(x|y), whose codes are annealed for no label here: iwae bounds it"
+            bound = ": iwae bounds it" if isinstance(model, LatentVariable) else ""
+            return f"is p(x|y), whose codes are annealed for no label here{bound}"
         try:
             biject_to(model.prior.support)
         except NotImplementedError:

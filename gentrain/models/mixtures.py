@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Codes, Completes, ExpectationMaximisation, Filters, StartsFromMean
+from gentrain.models.base import Categorises, Codes, Completes, ExpectationMaximisation, Filters, StartsFromMean
 from gentrain.models.gaussian import Gaussians
 from gentrain.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 
 
-class Mixture(ExpectationMaximisation, Codes, Filters, StartsFromMean):
+class Mixture(ExpectationMaximisation, Categorises, Codes, Filters, StartsFromMean):
     """p(x) = Σ_k π_k p_k(x) over K components; π = softmax(logits).
 
     `codes` are the responsibilities p(k|x), `filters` the components' means. Besides EM, gradients train it: all
@@ -56,8 +56,15 @@ class Mixture(ExpectationMaximisation, Codes, Filters, StartsFromMean):
     def log_prob(self, x: Tensor) -> Tensor:
         return self.joint(x).logsumexp(1)
 
+    @property
+    def categories(self) -> int:
+        return self.components
+
+    def log_category(self, x: Tensor) -> Tensor:
+        return self.joint(x).log_softmax(1)
+
     def codes(self, x: Tensor) -> Tensor:
-        return self.joint(x).softmax(1)
+        return self.log_category(x).exp()
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

@@ -100,8 +100,8 @@ class Look:
             return self._write(model, step)
         spec = self.pipeline.spec
         images = pictures.is_image(spec.shape)
-        x = pictures.draw(model, SHOWN if images else 1000, SEED)
-        drawn = {"samples": self._show(x, model)}
+        x, columns = pictures.draw(model, SHOWN if images else 1000, SEED)
+        drawn = {"samples": self._show(x, model, columns)}
         if isinstance(model, Reconstructs) and images:
             pairs = pictures.reconstructions(model, *self._some(SHOWN // 2), SEED)
             drawn["reconstructions"] = pictures.show(pairs, model, spec.levels, columns=8)
@@ -138,9 +138,9 @@ class Look:
         x, y = self._fixed.x, self._fixed.y
         return x[:n], None if y is None else y[:n]
 
-    def _show(self, x: torch.Tensor, model: Generative) -> np.ndarray:
+    def _show(self, x: torch.Tensor, model: Generative, columns: int | None = None) -> np.ndarray:
         if pictures.is_image(model.shape):
-            return pictures.show(x, model, self.pipeline.spec.levels)
+            return pictures.show(x, model, self.pipeline.spec.levels, columns)
         real = next(self.pipeline.evaluation("train", batch_size=1000, limit=1000)).x
         points = {"data": real, "samples": x}
         return pictures.scatter({k: v.cpu().reshape(len(v), -1).numpy() for k, v in points.items()})

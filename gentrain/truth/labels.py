@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gentrain.models.base import Classifies, Conditional, EnergyBased, Generative
+from gentrain.models.base import Categorises, Classifies, Conditional, EnergyBased, Generative
 from gentrain.truth.base import Case, Verdict, claims
 from gentrain.truth.models import ROUNDING, ROWS
 
@@ -30,6 +30,20 @@ def log_class_is_right(case: Case) -> Verdict | None:
         off = max(off, float((model.free_energy(x).double() + torch.logsumexp(joint, 1)).abs().max()) / scale)
         words += ", log p(y|x) and F(x) against F(x, y)"
     return off, ROUNDING, f"{words}: largest difference in nats"
+
+
+@claims("the categories' probabilities sum to one", Categorises)
+@torch.no_grad()
+def log_category_is_right(case: Case) -> Verdict | None:
+    model, x = case.model, case.x[:ROWS]
+    assert isinstance(model, Categorises)
+    if not model.categories:
+        return None
+    log_p = model.log_category(x).double()
+    if log_p.shape != (len(x), model.categories) or not log_p.isfinite().all():
+        return float("inf"), ROUNDING, f"log_category is {tuple(log_p.shape)} of {len(x)} examples, or not finite"
+    off = float(torch.logsumexp(log_p, 1).abs().max())
+    return off, ROUNDING, f"log Σ_c p(c|x) of {len(x)} examples, {model.categories} categories: farthest from 0"
 
 
 def _at(model: Generative, x: torch.Tensor, y: int) -> dict[str, torch.Tensor]:
