@@ -8,21 +8,39 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, MultivariateNormal
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
+from gentrain.models.aae import AAE as AAEModel
 from gentrain.models.base import Bidirectional
 from gentrain.models.bigan import BiGAN as BiGANModel
+from gentrain.models.vae_gan import CVAEGAN as CVAEGANModel
+from gentrain.models.vae_gan import VAEGAN as VAEGANModel
+from gentrain.objectives.aae import AAE
 from gentrain.objectives.adversarial import Game, LabelSmoothing, Minimax, NonSaturating
 from gentrain.objectives.bigan import BiGAN
 from gentrain.objectives.feature_matching import FeatureMatching
 from gentrain.objectives.hinge import Hinge
 from gentrain.objectives.least_squares import LeastSquares
 from gentrain.objectives.regularisers import Regularisers
+from gentrain.objectives.vae_gan import CVAEGAN, VAEGAN
 from gentrain.objectives.wasserstein import Wasserstein
 from gentrain.optim import Adam
 from gentrain.truth.objectives import parts_of, played
+from gentrain.update import Update
+
+SOME = torch.tensor([0, 2, 1, 1, 0, 2])
+"""Labels of six examples."""
+
+
+def reaches(update: Update, model: nn.Module) -> set[str]:
+    """The submodules that the update's loss has a gradient for."""
+    assert update.loss is not None
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(update.loss, parameters, allow_unused=True, retain_graph=True)
+    return {name.partition(".")[0] for name, g in zip(names, found, strict=True) if g is not None and g.any()}
+
 
 # --- BiGAN and ALI ----------------------------------------------------------------------------------------------------
 
@@ -111,15 +129,28 @@ def test_no_critic_tells_an_inverse_and_only_an_inverse():
     assert all(loss < math.log(4) / 3 + 0.01 for loss in losses.values()) and len(losses) == 5
 
 
+class Moments(nn.Module):
+    """A critic of first and second moments, (B, d) -> (B, 1): what tells Gaussians apart."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.last = size + 1, nn.Linear((size + 1) * (size + 2) // 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        i, j = torch.triu_indices(self.size, self.size)
+        return self.last(x[:, i] * x[:, j])
+
+
 class Linear(Bidirectional):
-    """x = A z, z = B x, and a critic of all second moments of x and z."""
+    """x = A z, z = B x, and a critic of all moments of x and z up to the second."""
 
     shape, support = (2,), "real"
 
     def __init__(self, codes: Tensor):
         super().__init__()
         self.generator, self.encoder = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-        self.discriminator = nn.Linear(10, 1)
+        self.discriminator = Moments(4)
         self.z = codes
 
     @property
@@ -135,9 +166,7 @@ class Linear(Bidirectional):
     infer = codes
 
     def discriminate_pair(self, x: Tensor, z: Tensor) -> Tensor:
-        pair = torch.cat([x, z], 1)
-        i, j = torch.triu_indices(4, 4)
-        return self.discriminator(pair[:, i] * pair[:, j]).flatten()
+        return self.discriminator(torch.cat([x, z], 1)).flatten()
 
     def sample(self, n: int) -> Tensor:
         return torch.randn(n, 2) @ self.generator.weight.t()
@@ -246,3 +275,215 @@ def test_ali_draws_from_its_posterior_and_bigan_has_a_point():
 def test_games_that_see_more_than_the_critic_s_number_are_refused():
     with pytest.raises(UsageError, match="game=FeatureMatching"):
         BiGAN(FeatureMatching())
+
+
+# --- adversarial autoencoders -----------------------------------------------------------------------------------------
+
+
+def small_aae(**options) -> AAEModel:
+    torch.manual_seed(0)
+    return AAEModel((2,), classes=3, latent_dim=2, hidden=[8], discriminator_hidden=[8], **options).train()
+
+
+def test_aae_losses_by_hand():
+    model, x = small_aae(), torch.randn(6, 2)
+    seen: list[Tensor] = []
+    model.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    updates = list(AAE(Minimax())(model, Batch(x), 0.0))
+    prior = seen[0]
+    codes = model.encoder(x)
+    told_prior, told_codes = (torch.sigmoid(model.discriminator(z)) for z in (prior, codes))
+    restored = model.decoder(codes) + model.bias
+    assert [u.part for u in updates] == ["", "discriminator", "encoder"]
+    by_hand = (
+        (x - restored).square().sum(1).mean(),
+        -(told_prior.log().mean() + (1 - told_codes).log().mean()),
+        (1 - told_codes).log().mean(),
+    )
+    for update, loss in zip(updates, by_hand, strict=True):
+        torch.testing.assert_close(update.loss, loss)
+    assert prior.shape == (6, 2) and not torch.equal(prior, codes)
+    wanted = [{"encoder", "decoder", "bias"}, {"discriminator"}, {"encoder", "discriminator"}]
+    assert [reaches(update, model) for update in updates] == wanted
+
+
+def test_codes_come_to_follow_the_prior():
+    torch.manual_seed(0)
+    model = AAEModel((2,), latent_dim=2, hidden=[], scale=0.7).train()
+    model.discriminator = Moments(2)
+    batch = Batch(white(200) @ torch.tensor([[1.0, 0.0], [0.8, 0.6]]).t() + torch.tensor([1.0, -1.0]))
+    codes = white(200) * 0.7  # of the prior, with its moments exactly
+    model.prior_codes = lambda n, y=None: codes  # type: ignore[method-assign]
+    objective = AAE(NonSaturating(regularise=Regularisers(r1=0.3, r2=0.3)))
+    optim = Adam(3e-2, 0.0, "constant", 0.0, 0.0, None, (0.5, 0.9), 1e-8)
+
+    def gaps() -> tuple[float, float]:
+        z = model.codes(batch.x).detach()
+        return z.mean(0).norm().item(), (torch.cov(z.t(), correction=0) - 0.49 * torch.eye(2)).norm().item()
+
+    assert min(gaps()) > 0.5
+    train(model, objective, batch, 400, optim)
+    assert max(gaps()) < 0.05, "the moments of q(z) are those of p(z), of variance 0.49"
+    assert (model.reconstruct(batch.x) - batch.x).square().sum(1).mean() < 0.05
+
+
+def test_a_mixture_s_components_are_even_and_long_along_their_rays():
+    model, n = small_aae(prior="mixture", scale=0.5, components=3, supervised=True), 30_000
+    angle = torch.tensor([0.0, 1.0, 2.0]) * 2 * math.pi / 3
+    rays = torch.stack([angle.cos(), angle.sin()], 1)
+    y = torch.arange(n) % 3
+    for label, ray in enumerate(rays):
+        z = model.prior_codes(n, y)[y == label]
+        along, across = z @ ray, z @ torch.stack([-ray[1], ray[0]])
+        for values, mean, deviation in ((along, 2.0, 0.5), (across, 0.0, 0.15)):
+            assert abs(values.mean().item() - mean) < 5 * deviation / 100
+            assert values.std().item() == pytest.approx(deviation, rel=0.04)
+    draws = model.prior.sample(torch.Size([n]))
+    nearest = (draws[:, None] - 2 * rays).square().sum(2).argmin(1)
+    assert (torch.bincount(nearest) / n - 1 / 3).abs().max() < 0.015
+    each = torch.stack([
+        MultivariateNormal(2 * ray, torch.outer(ray, ray) * 0.25 + (torch.eye(2) - torch.outer(ray, ray)) * 0.0225)
+        .log_prob(draws[:50]) for ray in rays
+    ])  # fmt: skip
+    torch.testing.assert_close(model.prior.log_prob(draws[:50]), each.logsumexp(0) - math.log(3), atol=1e-4, rtol=1e-4)
+
+
+def test_labels_go_with_codes_where_asked():
+    x = torch.randn(6, 2)
+    for supervised in (True, False):
+        model = small_aae(prior="mixture", components=3, supervised=supervised)
+        seen: list[Tensor] = []
+        model.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))  # noqa: B023
+        list(AAE()(model, Batch(x, SOME), 0.0))
+        assert len(seen) == 3
+        if not supervised:
+            assert all(z.shape == (6, 2) for z in seen)
+            continue
+        for z in seen:  # the prior's draws, from the components of these labels, and twice the codes
+            assert torch.equal(z[:, 2:].argmax(1), SOME) and torch.equal(z[:, 2:].sum(1), torch.ones(6))
+        rays = torch.stack([(SOME * 2 * math.pi / 3).cos(), (SOME * 2 * math.pi / 3).sin()], 1)
+        assert ((seen[0][:, :2] - 4 * rays).norm(dim=1) < 3.5).all()
+        with pytest.raises(UsageError, match="have no labels"):
+            next(AAE()(model, Batch(x), 0.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prior": "mixture", "latent_dim": 3}, "model.latent_dim=3: a mixture is of 2-D Gaussians"),
+        ({"supervised": True, "latent_dim": 2, "prior": "mixture", "classes": 4}, "model.components=10"),
+        ({"supervised": True}, "these data have no labels"),
+    ],
+)
+def test_aae_refuses(options: dict, words: str):
+    with pytest.raises(UsageError, match=words):
+        AAEModel((2,), hidden=[8], **options)
+
+
+# --- VAE-GAN and CVAE-GAN ---------------------------------------------------------------------------------------------
+
+
+def hidden(x: Tensor, layers: list[nn.Module]) -> Tensor:
+    """A leaky rectifier of the normalised outputs of a linear layer."""
+    linear, norm = layers
+    x = linear(x)
+    x = norm.weight * (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt() + norm.bias
+    return torch.where(x > 0, x, 0.2 * x)
+
+
+def recorded(model: nn.Module, objective, batch: Batch) -> tuple[list[Update], list[Tensor]]:
+    """A round's updates, none carried out, and what the generator was given."""
+    given: list[Tensor] = []
+    hook = model.generator.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].detach()))
+    updates = list(objective(model, batch, 0.0))
+    hook.remove()
+    return updates, given
+
+
+def kl_by_hand(model: nn.Module, *inputs: Tensor) -> Tensor:
+    mean, log_variance = model.encoder(torch.cat(inputs, 1)).chunk(2, 1)
+    return 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).sum(1).mean()
+
+
+@pytest.mark.parametrize("layer", [1, None])
+def test_vae_gan_losses_by_hand(layer: int | None):
+    torch.manual_seed(0)
+    model = VAEGANModel((2,), latent_dim=2, hidden=[8], discriminator_hidden=[7, 5]).train()
+    x = torch.randn(6, 2)
+    updates, (z, prior, again) = recorded(model, VAEGAN(NonSaturating(), layer=layer, gamma=0.3), Batch(x))
+    assert [u.part for u in updates] == ["discriminator", "generator", "encoder"]
+    assert torch.equal(z, again) and not torch.equal(z, prior)
+    mean, log_variance = model.encoder(x).chunk(2, 1)
+    assert (((z - mean) / (0.5 * log_variance).exp()).abs() < 4).all()
+    _, *layers = model.discriminator
+    first, second, last = layers[0:2], layers[3:5], layers[6]
+
+    def d(x: Tensor) -> Tensor:
+        return torch.sigmoid(last(hidden(hidden(x, first), second)))
+
+    def seen(x: Tensor) -> Tensor:
+        return hidden(x, first) if layer == 1 else hidden(hidden(x, first), second)
+
+    restored, sampled = model.generator(z), model.generator(prior)
+    likeness = 0.5 * (seen(x) - seen(restored)).square().sum(1).mean()
+    fake = (1 - d(restored)).log().mean() + (1 - d(sampled)).log().mean()
+    by_hand = (
+        -d(x).log().mean() - 0.5 * fake,
+        0.3 * likeness - 0.5 * (d(restored).log().mean() + d(sampled).log().mean()),
+        kl_by_hand(model, x) + likeness,
+    )
+    for update, loss in zip(updates, by_hand, strict=True):
+        torch.testing.assert_close(update.loss, loss)
+    torch.testing.assert_close(updates[2].metrics["likeness"], likeness.detach())
+    reached = [reaches(update, model) for update in updates]
+    assert reached[0] == {"discriminator"} and reached[1] - {"discriminator"} == {"generator"}
+    # the generator's loss must not teach the encoder, nor the game anyone but its players
+    g = torch.autograd.grad(updates[2].loss, model.encoder[1].weight, retain_graph=True)[0]
+    z = mean + (0.5 * log_variance).exp() * ((z - mean) / (0.5 * log_variance).exp()).detach()
+    through = 0.5 * (seen(x).detach() - seen(model.generator(z))).square().sum(1).mean()
+    torch.testing.assert_close(
+        g, torch.autograd.grad(kl_by_hand(model, x) + through, model.encoder[1].weight)[0], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_cvae_gan_losses_by_hand():
+    torch.manual_seed(0)
+    model = CVAEGANModel((2,), classes=3, latent_dim=2, hidden=[8], discriminator_hidden=[5]).train()
+    x, label = torch.randn(6, 2), torch.eye(3)[SOME]
+    objective = CVAEGAN(NonSaturating(), kl=2.0, pair=0.5, critic_means=0.3, class_means=0.7)
+    updates, (z, prior, again) = recorded(model, objective, Batch(x, SOME))
+    assert [u.part for u in updates] == ["classifier", "discriminator", "generator", "encoder"]
+    assert torch.equal(z, again) and all(torch.equal(v[:, 2:], label) for v in (z, prior))
+    networks = [list(network)[1:] for network in (model.discriminator, model.classifier)]
+    features = [lambda x, layers=layers: hidden(x, layers[:2]) for layers in networks]
+    judge, classify = (layers[-1] for layers in networks)
+    d = lambda x: torch.sigmoid(judge(features[0](x)))  # noqa: E731
+    restored, sampled = model.generator(z), model.generator(prior)
+    pair = 0.5 * (x - restored).square().sum(1).mean()
+    pair = pair + sum(0.5 * (f(x) - f(restored)).square().sum(1).mean() for f in features)
+    means = 0.5 * (features[0](x).mean(0) - features[0](sampled).mean(0)).square().sum()
+    labelled = sum(
+        0.5 * (features[1](x[c == SOME]).mean(0) - features[1](sampled[c == SOME]).mean(0)).square().sum()
+        for c in range(3)
+    )
+    by_hand = (
+        -torch.stack([classify(features[1](x)).log_softmax(1)[i, c] for i, c in enumerate(SOME)]).mean(),
+        -d(x).log().mean() - 0.5 * ((1 - d(restored)).log().mean() + (1 - d(sampled)).log().mean()),
+        0.5 * pair + 0.3 * means + 0.7 * labelled,
+        2.0 * kl_by_hand(model, x, label) + 0.5 * pair,
+    )
+    for update, loss in zip(updates, by_hand, strict=True):
+        torch.testing.assert_close(update.loss, loss)
+    others = {"discriminator", "classifier"}
+    assert [reaches(u, model) - (others if i > 1 else set()) for i, u in enumerate(updates)] == [
+        {"classifier"}, {"discriminator"}, {"generator"}, {"generator", "encoder"},
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="labels"):
+        list(objective(model, Batch(x), 0.0))
+
+
+def test_a_layer_that_the_critic_lacks_is_refused():
+    model = VAEGANModel((1, 8, 8), levels=17, network="conv", latent_dim=2, hidden=[8], channels=2)
+    VAEGAN(layer=2).require(model)
+    with pytest.raises(UsageError, match="layer=3: the model's critic has 2 hidden layers"):
+        VAEGAN(layer=3).require(model)

@@ -82,11 +82,8 @@ class FittedGaussian(nn.Module):
         return MultivariateNormal(self.mean, scale_tril=factor, validate_args=False)
 
 
-class Autoencoding(Decoder, Encodes, Reconstructs, StartsFromMean):
-    """x -> code -> x, trained to give back what went in. By itself that is no distribution over x.
-
-    `sample` decodes codes drawn from a Gaussian fitted to those of training, which is `prior`. Codes of data need
-    not be Gaussian, nor fill the space between them: what lies in the holes is decoded to no example at all.
+class Restores(Decoder, Encodes, Reconstructs, StartsFromMean):
+    """x -> code -> x, a decoder of codes that an encoder finds. What codes are drawn from, `prior`, says the class.
 
     Attributes:
         logistic: whether x is σ(outputs), so between 0 and 1, or the outputs themselves.
@@ -96,10 +93,9 @@ class Autoencoding(Decoder, Encodes, Reconstructs, StartsFromMean):
     logistic: bool
     size: int
     latent_dim: int
-    gaussian: FittedGaussian
 
     def _set_space(self, shape: Sequence[int], levels: int | None, support: str, output: str, latent_dim: int) -> None:
-        """Note what x and the code are, and make what depends on nothing else.
+        """Note what x and the code are.
 
         Raises:
             UsageError: a support that the data can't have, or an output that doesn't fit it.
@@ -113,7 +109,6 @@ class Autoencoding(Decoder, Encodes, Reconstructs, StartsFromMean):
         self.shape, self.size, self.latent_dim = tuple(shape), math.prod(shape), latent_dim
         self.support: Support = "binary" if support == "binary" else "unit" if support == "unit" else "real"
         self.logistic = support != "real" if output == "auto" else output == "logistic"
-        self.gaussian = FittedGaussian(latent_dim)
 
     @abstractmethod
     def codes(self, x: Tensor) -> Tensor:
@@ -122,14 +117,6 @@ class Autoencoding(Decoder, Encodes, Reconstructs, StartsFromMean):
     @abstractmethod
     def outputs(self, z: Tensor) -> Tensor:
         """The decoder's answer (B, *shape) to codes z (B, latent_dim), before σ where it is logistic."""
-
-    def observe(self, z: Tensor) -> None:
-        """Take in codes of training examples, (B, latent_dim): what `prior` is fitted to."""
-        self.gaussian.observe(z)
-
-    @property
-    def prior(self) -> MultivariateNormal:
-        return self.gaussian()
 
     def restored(self, z: Tensor) -> Tensor:
         """x as the decoder gives it for codes z, (B, *shape); a linear output may leave [0, 1]."""
@@ -151,6 +138,28 @@ class Autoencoding(Decoder, Encodes, Reconstructs, StartsFromMean):
         return self.decode(self.prior.sample(torch.Size([n])))
 
 
+class Autoencoding(Restores):
+    """x -> code -> x, trained to give back what went in. By itself that is no distribution over x.
+
+    `sample` decodes codes drawn from a Gaussian fitted to those of training, which is `prior`. Codes of data need
+    not be Gaussian, nor fill the space between them: what lies in the holes is decoded to no example at all.
+    """
+
+    gaussian: FittedGaussian
+
+    def _set_space(self, shape: Sequence[int], levels: int | None, support: str, output: str, latent_dim: int) -> None:
+        super()._set_space(shape, levels, support, output, latent_dim)
+        self.gaussian = FittedGaussian(latent_dim)
+
+    def observe(self, z: Tensor) -> None:
+        """Take in codes of training examples, (B, latent_dim): what `prior` is fitted to."""
+        self.gaussian.observe(z)
+
+    @property
+    def prior(self) -> MultivariateNormal:
+        return self.gaussian()
+
+
 class _Mirror(nn.Module):
     """A decoder whose weights are the encoder's own, transposed; only biases are its parameters.
 
@@ -170,7 +179,50 @@ class _Mirror(nn.Module):
         return linear(z, self._linears[-1].weight.t())
 
 
-class Autoencoder(Autoencoding):
+class EncoderDecoder(Restores):
+    """An encoder, its mirror for a decoder, and a bias for each element of x."""
+
+    encoder: nn.Sequential
+    decoder: nn.Module
+
+    def _set_networks(
+        self, network: str, hidden: Sequence[int], channels: int | None, activation: str, tied: bool = False
+    ) -> None:
+        """Make them.
+
+        Raises:
+            UsageError: `conv` asked of what is no image of a fitting size, or options that exclude each other.
+        """
+        between = ACTIVATIONS[activation]
+        if network == "conv":
+            if tied:
+                raise UsageError(
+                    "model.tied=true is for model.network=mlp: transposed convolutions have weights of own"
+                )
+            encoder, decoder = pyramid(self.shape, hidden, self.latent_dim, self.latent_dim, channels or 32, between)
+        else:
+            if channels is not None:
+                raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
+            encoder = nn.Sequential(nn.Flatten(), *mlp([self.size, *hidden, self.latent_dim], between))
+            mirrored = [self.latent_dim, *reversed(hidden), self.size]
+            decoder = _Mirror(encoder, between()) if tied else mlp(mirrored, between, bias=False)
+        self.encoder, self.decoder = encoder, decoder
+        self.bias = nn.Parameter(torch.zeros(self.size))
+
+    def codes(self, x: Tensor) -> Tensor:
+        return self.encoder(x.to(self.bias.dtype))
+
+    def outputs(self, z: Tensor) -> Tensor:
+        # The sum of a bfloat16 product and a float32 bias is float32: the loss is exact under autocast too.
+        return (self.decoder(z).flatten(1) + self.bias).view(-1, *self.shape)
+
+    @torch.no_grad()
+    def start_from_mean(self, mean: Tensor) -> None:
+        mean = mean.flatten()
+        self.bias.copy_(torch.logit(mean.clamp(MARGIN, 1 - MARGIN)) if self.logistic else mean)
+
+
+class Autoencoder(EncoderDecoder, Autoencoding):
     """x -> z = f(x) -> x̂ = g(z), trained to give x back (Rumelhart et al. 1986; Baldi & Hornik 1989).
 
     With `activation: linear`, a linear code and a linear output the least squared error is that of PCA with as many
@@ -215,31 +267,8 @@ class Autoencoder(Autoencoding):
     ):
         super().__init__()
         self._set_space(shape, levels, support, output, latent_dim)
-        between = ACTIVATIONS[activation]
-        if network == "conv":
-            if tied:
-                raise UsageError(
-                    "model.tied=true is for model.network=mlp: transposed convolutions have weights of own"
-                )
-            encoder, decoder = pyramid(self.shape, hidden, latent_dim, latent_dim, channels or 32, between)
-        else:
-            if channels is not None:
-                raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
-            encoder = nn.Sequential(nn.Flatten(), *mlp([self.size, *hidden, latent_dim], between))
-            mirrored = [latent_dim, *reversed(hidden), self.size]
-            decoder = _Mirror(encoder, between()) if tied else mlp(mirrored, between, bias=False)
-        self.encoder, self.decoder = encoder, decoder
+        self._set_networks(network, hidden, channels, activation, tied)
         self.code = ACTIVATIONS[code]()
-        self.bias = nn.Parameter(torch.zeros(self.size))
 
     def codes(self, x: Tensor) -> Tensor:
-        return self.code(self.encoder(x.to(self.bias.dtype)))
-
-    def outputs(self, z: Tensor) -> Tensor:
-        # The sum of a bfloat16 product and a float32 bias is float32: the loss is exact under autocast too.
-        return (self.decoder(z).flatten(1) + self.bias).view(-1, *self.shape)
-
-    @torch.no_grad()
-    def start_from_mean(self, mean: Tensor) -> None:
-        mean = mean.flatten()
-        self.bias.copy_(torch.logit(mean.clamp(MARGIN, 1 - MARGIN)) if self.logistic else mean)
+        return self.code(super().codes(x))

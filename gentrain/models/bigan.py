@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gentrain import noise
-from gentrain.errors import UsageError
 from gentrain.models.base import Bidirectional
+from gentrain.models.coders import Plan, leaky
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.layers import StandardNormal, mlp
-from gentrain.models.pyramid import descent, pyramid
 from gentrain.types import PositiveInt, Shape
-
-_leaky = partial(nn.LeakyReLU, 0.2)
 
 
 class BiGAN(GeneratorNetwork, Bidirectional):
@@ -66,25 +61,12 @@ class BiGAN(GeneratorNetwork, Bidirectional):
         super().__init__()
         self.shape, self.gaussian = tuple(shape), encoder == "gaussian"
         self.support = "real" if levels is None else "signed"
-        size, encoded = math.prod(self.shape), latent_dim * (2 if self.gaussian else 1)
-        critic = list(hidden if discriminator_hidden is None else discriminator_hidden)
-        if network == "conv":
-            width = channels or 32
-            inwards, outwards = pyramid(self.shape, hidden, encoded, latent_dim, width, _leaky, norm=True, bias=True)
-            down, sides = descent(self.shape, width, _leaky)
-            size = (width << (len(down) // 2 - 1)) * math.prod(sides[-1])
-        else:
-            if channels is not None:
-                raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
-            down = []
-            inwards = nn.Sequential(nn.Flatten(), *mlp([size, *hidden, encoded], _leaky, norm=nn.BatchNorm1d))
-            outwards = mlp([latent_dim, *reversed(hidden), size], _leaky, norm=nn.BatchNorm1d)
-            outwards.append(nn.Unflatten(1, self.shape))
-        if levels is not None:
-            outwards.append(nn.Tanh())
-        self._set_generator(outwards, StandardNormal(latent_dim))
-        self.encoder = inwards
-        self.discriminator = PairCritic(nn.Sequential(*down, nn.Flatten()), [size + latent_dim, *critic, 1])
+        plan = Plan(self.shape, levels is not None, network, hidden, channels)
+        self.encoder, generator = plan.coders(latent_dim * (2 if self.gaussian else 1), latent_dim)
+        self._set_generator(generator, StandardNormal(latent_dim))
+        of_x, size = plan.trunk()
+        critic = hidden if discriminator_hidden is None else discriminator_hidden
+        self.discriminator = PairCritic(nn.Sequential(*of_x), [size + latent_dim, *critic, 1])
 
     def codes(self, x: Tensor) -> Tensor:
         return self._posterior(x)[0]
@@ -112,7 +94,7 @@ class PairCritic(nn.Module):
 
     def __init__(self, of_x: nn.Module, sizes: Sequence[int]):
         super().__init__()
-        self.of_x, self.of_both = of_x, mlp(sizes, _leaky)
+        self.of_x, self.of_both = of_x, mlp(sizes, leaky)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return self.of_both(torch.cat([self.of_x(x), z.flatten(1)], 1))

@@ -36,10 +36,10 @@ def pyramid(
     Raises:
         UsageError: one example is no image with sides of 8 to 64.
     """
-    down, sides = descent(shape, width, activation, further, norm)
+    of_units, of_maps = (nn.BatchNorm1d, nn.BatchNorm2d) if norm else (None, None)
+    down, sides = descent(shape, width, activation, further, of_maps)
     maps = [shape[0], *(width << i for i in range(len(sides) - 1))]
     base = (maps[-1], *sides[-1])
-    of_units, of_maps = (nn.BatchNorm1d, nn.BatchNorm2d) if norm else (None, None)
     inner = mlp([math.prod(base), *hidden, encoded], activation, norm=of_units)
     encoder = nn.Sequential(*down, nn.Flatten(), *inner)
     up: list[nn.Module] = [*mlp([latent + further, *reversed(hidden), math.prod(base)], activation, norm=of_units)]
@@ -56,11 +56,12 @@ def descent(
     width: int,
     activation: Callable[[], nn.Module] = nn.ReLU,
     further: int = 0,
-    norm: bool = False,
+    norm: Callable[[int], nn.Module] | None = None,
 ) -> tuple[list[nn.Module], list[tuple[int, int]]]:
     """The way down, each convolution with what follows it, and the sides on it: the last are its end's.
 
-    Args and Raises: as of `pyramid`.
+    Args:
+        norm: of so many maps, after each convolution, if any. Others, and Raises: as of `pyramid`.
     """
     if len(shape) != 3:
         raise UsageError(f"model.network=conv takes images, and one example here has shape {shape}; use mlp")
@@ -74,5 +75,5 @@ def descent(
     maps = [shape[0] + further, *(width << i for i in range(depth - 1))]
     down: list[nn.Module] = []
     for d_in, d_out in pairwise(maps):
-        down += [halve(d_in, d_out), *([nn.BatchNorm2d(d_out)] if norm else []), activation()]
+        down += [halve(d_in, d_out), *([norm(d_out)] if norm else []), activation()]
     return down, sides

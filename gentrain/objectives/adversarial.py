@@ -16,6 +16,7 @@ from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.models.auxiliary import Auxiliary
 from gentrain.models.base import Adversarial, AutoencodingCritic, given
+from gentrain.models.vae_gan import EncodedGAN
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import OpenFraction, PositiveInt
 from gentrain.update import Objective, Update
@@ -64,7 +65,7 @@ class Game(Objective):
     """
 
     needs = Adversarial
-    excludes = (Auxiliary, AutoencodingCritic)  # whose critic has more to learn, or gives errors
+    excludes = (Auxiliary, AutoencodingCritic, EncodedGAN)  # critics with more to learn, or that give errors; encoders
     parts = ("discriminator", "generator")
     boundary: float | None = 0.0
     probability: bool = True

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.autoencoder import Autoencoding
+from gentrain.models.autoencoder import Autoencoding, Restores
 from gentrain.models.stack import Stack
 from gentrain.update import Objective, Score, Update
 
@@ -39,7 +39,7 @@ class Reconstruction(Objective):
         super().__init__()
         self.loss = loss
 
-    def require(self, model: Autoencoding) -> None:
+    def require(self, model: Restores) -> None:
         if self.loss == "cross_entropy" and not model.logistic:
             raise UsageError(
                 "objective.loss=cross_entropy is for outputs between 0 and 1, and the model's are linear;"
@@ -52,12 +52,12 @@ class Reconstruction(Objective):
         loss = errors.mean()
         yield Update(loss, self.parts[0], metrics={self.name(model): loss.detach()})
 
-    def validate(self, model: Autoencoding, batch: Batch) -> dict[str, Score]:
+    def validate(self, model: Restores, batch: Batch) -> dict[str, Score]:
         errors, _ = self.errors(model, self.seen(batch.x), batch.x)
         name = self.name(model)
         return {name: Score(errors, self.kind, UNITS[name])}
 
-    def name(self, model: Autoencoding) -> str:
+    def name(self, model: Restores) -> str:
         """Which loss it is."""
         if self.loss == "auto":
             return "cross_entropy" if model.logistic else "squared_error"
@@ -67,7 +67,7 @@ class Reconstruction(Objective):
         """What the encoder is shown of x."""
         return x
 
-    def errors(self, model: Autoencoding, seen: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def errors(self, model: Restores, seen: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each example x given what the encoder saw of it, (B,), and its code."""
         z = model.codes(seen)
         if self.name(model) == "cross_entropy":
