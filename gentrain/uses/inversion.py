@@ -9,6 +9,8 @@ from gentrain.models.base import Decoder, Generative, LatentVariable
 from gentrain.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from gentrain.uses.base import Data, Drawn, Use, examples
 
+COLUMNS = 8
+
 
 class Invert(Use):
     """Test examples, each followed by G(z) for the code z that comes nearest to it, found by gradient descent.
@@ -36,7 +38,7 @@ class Invert(Use):
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
         assert isinstance(model, LatentVariable | Decoder)
-        x = examples(data, max(1, n // 2)).float()
+        x = examples(data, max(COLUMNS // 2, n // COLUMNS * COLUMNS // 2)).float()
         found = invert(model, x, self.steps, self.lr, self.restarts, self.prior)
         pairs = torch.stack([x, found.x.to(x)], 1).flatten(0, 1)
-        return Drawn(pairs, columns=2 * max(1, round((len(x) / 2) ** 0.5)), arrays={"z": found.z, "loss": found.loss})
+        return Drawn(pairs, columns=COLUMNS, arrays={"z": found.z, "loss": found.loss})
