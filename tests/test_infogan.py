@@ -16,16 +16,40 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.decoder_ais import DecoderAIS
 from gentrain.evaluation.estimator import Finding, Subject, seeded
 from gentrain.evaluation.labels import Clusters, LabelAgreement
+from gentrain.models.auxiliary import Auxiliary
 from gentrain.models.base import Categorises, Conditional, Generative
+from gentrain.models.catgan import CatGAN
 from gentrain.models.infogan import FactorPrior, InfoGAN
 from gentrain.models.mixtures import BernoulliMixture
 from gentrain.objectives.adversarial import Game, NonSaturating, Round
+from gentrain.objectives.catgan import Categorical
 from gentrain.objectives.infogan import Information
 from gentrain.optim import Adam
 from gentrain.truth.base import prove
 from gentrain.truth.objectives import case_of
 from gentrain.update import following
 from gentrain.uses.codes import Traverse
+
+CENTRES = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
+ADAM = Adam(2e-3, 0.0, "constant", 0.0, 0.0, None, (0.5, 0.999), 1e-8)
+
+
+def play(game: Game, model: Auxiliary, steps: int) -> dict[str, Tensor]:
+    """Train on three clusters; the last metrics."""
+    optimizers = {part: ADAM.build(part, model.get_submodule(part)) for part in game.parts}
+    shown: dict[str, Tensor] = {}
+    for _ in range(steps):
+        y = torch.randint(3, (96,))
+        updates, done = game(model, Batch(CENTRES[y] + 0.2 * torch.randn(96, 2), y), 0.0), None
+        while (update := following(updates, done)) is not None:
+            done = optimizers[update.part]
+            done.zero_grad()
+            assert update.loss is not None
+            update.loss.backward(inputs=list(model.get_submodule(update.part).parameters()))
+            done.step()
+            shown |= dict(update.metrics)
+    return shown
+
 
 STATES = 4
 
@@ -151,27 +175,83 @@ def test_codes_that_are_none(settings: dict, said: str):
         InfoGAN((2,), **settings)
 
 
+# --- categories as a game of their own --------------------------------------------------------------------------------
+
+
+def h(p: list[float]) -> float:
+    return -sum(q * math.log(q) for q in p if q > 0)
+
+
+@pytest.mark.parametrize(("marginal", "weight"), [(1.0, 1.0), (0.5, 3.0)])
+@pytest.mark.parametrize("labels", [False, True])
+def test_entropies_of_categories_by_hand(labels: bool, marginal: float, weight: float):
+    torch.manual_seed(8)
+    model = CatGAN((2,), classes=2, labels=labels, latent_dim=2, hidden=[4], discriminator_hidden=[])
+    with torch.no_grad():  # logits (x_0, 0): the log-odds of category 0
+        model.discriminator.head.weight.copy_(torch.tensor([[1.0, 0], [0, 0]]))
+        model.discriminator.head.bias.zero_()
+    odds = [9.0, 1.0, 1 / 3]
+    x = torch.tensor([[math.log(odd), 5.0] for odd in odds])
+    y = torch.tensor([0, 1, 1])
+    p = [[0.9, 0.1], [0.5, 0.5], [0.25, 0.75]]
+    torch.testing.assert_close(model.discriminate(x), torch.tensor([-h(row) for row in p]))
+    torch.testing.assert_close(model.log_category(x).exp(), torch.tensor(p))
+    fakes = model.sample(3)
+    model.generator = Constant(fakes)  # type: ignore[assignment]
+    q = [[torch.sigmoid(f[0]).item(), torch.sigmoid(-f[0]).item()] for f in fakes]
+    mean_p, mean_q = ([sum(row[k] for row in rows) / 3 for k in (0, 1)] for rows in (p, q))
+    sure, unsure = (sum(h(row) for row in rows) / 3 for rows in (p, q))
+    surprise = -(math.log(0.9) + math.log(0.5) + math.log(0.75)) / 3 if labels else 0.0
+    critic, maker = list(Categorical(marginal, weight)(model, Batch(x, y), 0.0))
+    assert critic.loss is not None and maker.loss is not None
+    assert critic.loss.item() == pytest.approx(sure - unsure - marginal * h(mean_p) + weight * surprise, abs=1e-5)
+    assert maker.loss.item() == pytest.approx(unsure - marginal * h(mean_q), abs=1e-5)
+    assert critic.metrics["marginal_entropy"].item() == pytest.approx(h(mean_p), abs=1e-5)
+    assert maker.metrics["generated_marginal_entropy"].item() == pytest.approx(h(mean_q), abs=1e-5)
+    assert ("class_cross_entropy" in critic.metrics) is labels and model.knows_labels is labels
+
+
+class Constant(nn.Module):
+    """A generator of the same examples, whatever it is given."""
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.x = nn.Parameter(x)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.x
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_clusters_are_categories_and_with_labels_theirs(labels: bool):
+    torch.manual_seed(9)
+    model = CatGAN((2,), classes=3, labels=labels, latent_dim=2, hidden=[32])
+    play(Categorical(), model, 300)
+    model.eval()
+    found = model.log_category(CENTRES).argmax(1)
+    if labels:
+        assert torch.equal(model.log_class(CENTRES).argmax(1), torch.arange(3))
+    else:
+        assert len(found.unique()) == 3
+        with pytest.raises(UsageError, match=r"model\.labels=true"):
+            model.log_class(CENTRES)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data=bars"], "model.categories=null: give two or more; these data have no labels"),
+        (["data=bars", "model.labels=true", "model.categories=3"], "3 of the ones and none"),
+        (["data=digits", "model.labels=true", "model.categories=3"], "3 of the ones and 10"),
+        (["data=digits", "objective=hinge"], "which it can't train"),
+    ],
+)
+def test_what_does_not_fit_catgan_is_one_line(overrides: list[str], said: str):
+    with pytest.raises(UsageError, match=said):
+        build("model=catgan", *overrides)
+
+
 # --- what categories are used for -------------------------------------------------------------------------------------
-
-CENTRES = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
-ADAM = Adam(2e-3, 0.0, "constant", 0.0, 0.0, None, (0.5, 0.999), 1e-8)
-
-
-def play(game: Game, model: InfoGAN, steps: int) -> dict[str, Tensor]:
-    """Train on three clusters; the last metrics."""
-    optimizers = {part: ADAM.build(part, model.get_submodule(part)) for part in game.parts}
-    shown: dict[str, Tensor] = {}
-    for _ in range(steps):
-        y = torch.randint(3, (96,))
-        updates, done = game(model, Batch(CENTRES[y] + 0.2 * torch.randn(96, 2), y), 0.0), None
-        while (update := following(updates, done)) is not None:
-            done = optimizers[update.part]
-            done.zero_grad()
-            assert update.loss is not None
-            update.loss.backward(inputs=list(model.get_submodule(update.part).parameters()))
-            done.step()
-            shown |= dict(update.metrics)
-    return shown
 
 
 def test_categories_come_to_stand_for_clusters_without_labels():
