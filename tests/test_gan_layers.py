@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from gentrain.models.minibatch import MinibatchDeviation, MinibatchDiscriminatio
 from gentrain.models.normalisation import Norm, ReferenceBatchNorm, VirtualBatchNorm
 from gentrain.models.players import Network
 from gentrain.objectives.adversarial import NonSaturating
+from gentrain.optim import Adam
 from gentrain.tasks.check import exact_resume
+from gentrain.truth.base import prove
+from gentrain.truth.objectives import case_of
 
 R = 4
 """Examples in the reference batches here."""
+ADAM = Adam(1e-3, 0.0, "constant", 0.0, 0.0, None, (0.9, 0.999), 1e-8)
 
 
 def normalised(layer: ReferenceBatchNorm, values: Tensor, group: Tensor, channel: int) -> Tensor:
@@ -253,6 +258,18 @@ def test_gradients_reach_everything(norm: str, images: bool):
         names, parameters = zip(*part.named_parameters(), strict=True)
         for name, g in zip(names, torch.autograd.grad(update.loss, parameters), strict=True):
             assert g.isfinite().all() and g.any(), name
+
+
+def test_a_critic_that_compares_a_batch_in_secret_is_found():
+    claim = "an example is judged by itself"
+    for says, held in ((True, True), (False, False)):
+        torch.manual_seed(13)
+        gan = referred("virtual", minibatch_features=3)
+        gan.judges_batches = says
+        batches = [Batch(torch.randn(20, 2)) for _ in range(3)]
+        case = case_of(gan, NonSaturating(), ADAM, batches, partial(copy.deepcopy, gan), None)
+        (found,) = prove(case, {claim})
+        assert found.held is held and ("discriminate" in found.words) is not says
 
 
 def test_what_was_built_before_is_built_the_same():
