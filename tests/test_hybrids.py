@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
+from gentrain.evaluation.health import Patient, discriminator
 from gentrain.models.aae import AAE as AAEModel
 from gentrain.models.base import Bidirectional
 from gentrain.models.bigan import BiGAN as BiGANModel
@@ -27,7 +30,8 @@ from gentrain.objectives.regularisers import Regularisers
 from gentrain.objectives.vae_gan import CVAEGAN, VAEGAN
 from gentrain.objectives.wasserstein import Wasserstein
 from gentrain.optim import Adam
-from gentrain.truth.objectives import parts_of, played
+from gentrain.truth.base import prove
+from gentrain.truth.objectives import case_of, parts_of, played
 from gentrain.update import Update
 
 SOME = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -487,3 +491,59 @@ def test_a_layer_that_the_critic_lacks_is_refused():
     VAEGAN(layer=2).require(model)
     with pytest.raises(UsageError, match="layer=3: the model's critic has 2 hidden layers"):
         VAEGAN(layer=3).require(model)
+
+
+# --- faults that `gentrain check` finds -------------------------------------------------------------------------------
+
+
+class BlindToCodes(BiGANModel):
+    def discriminate_pair(self, x: Tensor, z: Tensor) -> Tensor:
+        return super().discriminate_pair(x, 0 * z)
+
+
+class OneWay(BiGAN):
+    """The encoder, too, is to have data's pairs taken for data's."""
+
+    def forward(self, model: Bidirectional, batch: Batch, progress: float):
+        for update in super().forward(model, batch, progress):
+            wrong = update.part == "encoder" and update.loss is not None
+            yield Update(-update.loss, "encoder", metrics=update.metrics) if wrong else update
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "claim", "words"),
+    [
+        (BlindToCodes, BiGAN(), "the critic of pairs looks at both", "of x and z"),
+        (BiGANModel, OneWay(), "the critic learns to tell pairs, the others to please it", "as E does"),
+    ],
+)
+def test_a_fault_is_found(kind: type[BiGANModel], objective: BiGAN, claim: str, words: str):
+    def build() -> BiGANModel:
+        return kind((2,), latent_dim=2, hidden=[8])
+
+    torch.manual_seed(0)
+    batches = [Batch(torch.randn(32, 2) + 1) for _ in range(5)]
+    optim = Adam(1e-2, 0.0, "constant", 0.0, 0.0, None, (0.5, 0.999), 1e-8)
+    sound, faulty = (
+        next(prove(case_of(m, o, optim, batches, build, None, n=500), {claim}))
+        for m, o in ((BiGANModel((2,), latent_dim=2, hidden=[8]), BiGAN()), (build(), objective))
+    )
+    assert sound.held is True and faulty.held is False and words in faulty.words
+
+
+@torch.no_grad()
+def test_a_game_within_says_what_the_critic_s_numbers_are():
+    """The health of a critic is judged by log-odds: of scores there is nothing to say."""
+    torch.manual_seed(0)
+    model, x = VAEGANModel((2,), latent_dim=2, hidden=[8]), torch.randn(50, 2)
+
+    class Subject(NamedTuple):
+        model: nn.Module
+        device: torch.device = torch.device("cpu")
+
+        def batches(self, *_: object) -> Iterator[Batch]:
+            yield Batch(x)
+
+    for game, signs in ((NonSaturating(), 1), (Hinge(), 0)):
+        patient = Patient(Subject(model), "validation", None, VAEGAN(game))  # type: ignore[arg-type]
+        assert len(list(discriminator(patient))) == signs

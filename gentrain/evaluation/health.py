@@ -30,6 +30,7 @@ from gentrain.models.base import (
 )
 from gentrain.models.latent import centre, log_weights
 from gentrain.objectives.adversarial import Game
+from gentrain.objectives.judged import Plays
 from gentrain.update import Objective
 
 EXAMPLES = 500
@@ -147,7 +148,8 @@ def discriminator(patient: Patient) -> Iterator[Sign]:
     those of log-odds may tell the two apart as well as they can, and still teach the generator.
     """
     subject, objective = patient.subject, patient.objective
-    if isinstance(subject.model, Adversarial) and (not isinstance(objective, Game) or objective.probability):
+    game = objective.game if isinstance(objective, Plays) else objective
+    if isinstance(subject.model, Adversarial) and (not isinstance(game, Game) or game.probability):
         model = copy.deepcopy(subject.model).train()
         losses = []
         for batch in subject.batches(patient.split, EXAMPLES, PLAYERS):

@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models import aae
-from gentrain.objectives.adversarial import Game, NonSaturating, Round
-from gentrain.objectives.judged import Judged, require_plain
+from gentrain.objectives.adversarial import Game, Round
+from gentrain.objectives.judged import Judged, Plays
 from gentrain.objectives.reconstruction import Loss, Reconstruction
-from gentrain.update import Objective, Score, Update
+from gentrain.update import Score, Update
 
 
-class AAE(Objective):
+class AAE(Plays):
     """Reconstruction, and a game of codes, in turn on each batch (Makhzani et al. 2016, arXiv:1511.05644, section 2).
 
     First encoder and decoder together learn to restore x. Then the discriminator learns to tell draws from the prior
@@ -38,9 +38,8 @@ class AAE(Objective):
     parts = ("", "discriminator", "encoder")
 
     def __init__(self, game: Game | None = None, loss: Loss = "auto"):
-        super().__init__()
-        self.game, self.reconstruction = game or NonSaturating(), Reconstruction(loss)
-        require_plain(self.game)
+        super().__init__(game)
+        self.reconstruction = Reconstruction(loss)
 
     def require(self, model: aae.AAE) -> None:
         self.reconstruction.require(model)

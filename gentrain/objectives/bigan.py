@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.models.base import Bidirectional
-from gentrain.objectives.adversarial import Game, NonSaturating, Round
-from gentrain.objectives.judged import Judged, mirrored, require_plain
-from gentrain.update import Objective, Update
+from gentrain.objectives.adversarial import Round
+from gentrain.objectives.judged import Judged, Plays, mirrored
+from gentrain.update import Update
 
 
-class BiGAN(Objective):
+class BiGAN(Plays):
     """The critic tells pairs (x, E(x)) of data from pairs (G(z), z); E and G each make theirs look like the other's.
 
         min_{G,E} max_D  E_data log D(x, E(x)) + E_z log(1 - D(G(z), z))
@@ -39,11 +39,6 @@ class BiGAN(Objective):
 
     needs = Bidirectional
     parts = ("discriminator", "generator", "encoder")
-
-    def __init__(self, game: Game | None = None):
-        super().__init__()
-        self.game = game or NonSaturating()
-        require_plain(self.game)
 
     def forward(self, model: Bidirectional, batch: Batch, progress: float) -> Iterator[Update]:
         game, rows, size = self.game, len(batch.x), batch.x[0].numel()

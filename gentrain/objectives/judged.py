@@ -1,4 +1,4 @@
-"""Games over something else than examples: what their critics judge are codes, or pairs of example and code."""
+"""Games as parts of other objectives, and over something else than examples: codes, pairs of example and code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Adversarial, Decoder
-from gentrain.objectives.adversarial import Game
+from gentrain.objectives.adversarial import Game, NonSaturating
+from gentrain.update import Objective
 
 
 class Judged(Adversarial):
@@ -38,17 +39,24 @@ class Judged(Adversarial):
         return self.decode(self.prior.sample(torch.Size([n])))
 
 
-def require_plain(game: Game) -> None:
-    """Refuse a game that looks at more than the critic's outputs, or whose rounds are its own.
+class Plays(Objective):
+    """Has a game in it, for the losses of some of its parts.
+
+    Args:
+        game: the losses; the critic gives one number.
 
     Raises:
-        UsageError: it is such a game.
+        UsageError: a game that looks at more than what the critic says, or whose rounds are its own.
     """
-    if game.needs is not Adversarial or type(game).forward is not Game.forward:
-        raise UsageError(
-            f"objective.game={type(game).__name__}: asks more of a critic than a number; take"
-            " objective@objective.game=non_saturating, or another game of two losses alone"
-        )
+
+    def __init__(self, game: Game | None = None):
+        super().__init__()
+        self.game = game or NonSaturating()
+        if self.game.needs is not Adversarial or type(self.game).forward is not Game.forward:
+            raise UsageError(
+                f"objective.game={type(game).__name__}: asks more of a critic than a number; take"
+                " objective@objective.game=non_saturating, or another game of two losses alone"
+            )
 
 
 def mirrored(game: Game, output: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from gentrain.errors import UsageError
 from gentrain.models import vae_gan
 from gentrain.models.base import given
 from gentrain.models.latent import draw
-from gentrain.objectives.adversarial import Game, NonSaturating, Round
-from gentrain.objectives.judged import require_plain
+from gentrain.objectives.adversarial import Game, Round
+from gentrain.objectives.judged import Plays
 from gentrain.types import NonNegativeFloat, PositiveInt
-from gentrain.update import Objective, Update
+from gentrain.update import Update
 
 Step = tuple[Tensor, dict[str, Tensor]]
 """A player's loss and metrics."""
@@ -34,17 +34,12 @@ class Fakes(NamedTuple):
     sampled: Tensor
 
 
-class _Encoded(Objective):
+class _Encoded(Plays):
     """The order of moves: critic, generator, encoder. Each meets the others as they have just become.
 
     The critic sees data, reconstructions and samples; the two kinds of fakes count half each, so that a critic that
     tells nothing apart says 1/2. (The papers' sums count each in full, and theirs then says 1/3.)
     """
-
-    def __init__(self, game: Game):
-        super().__init__()
-        self.game = game
-        require_plain(game)
 
     @abstractmethod
     def generator_loss(self, model: Any, batch: Batch, table: Round, fakes: Fakes, optimizer: Optimizer | None) -> Step:
@@ -106,7 +101,7 @@ class VAEGAN(_Encoded):
     parts = ("discriminator", "generator", "encoder")
 
     def __init__(self, game: Game | None = None, layer: PositiveInt | None = None, gamma: NonNegativeFloat = 0.1):
-        super().__init__(game or NonSaturating())
+        super().__init__(game)
         self.layer, self.gamma = layer, gamma
 
     def require(self, model: vae_gan.VAEGAN) -> None:
@@ -166,7 +161,7 @@ class CVAEGAN(_Encoded):
         critic_means: NonNegativeFloat = 1e-3,
         class_means: NonNegativeFloat = 1e-3,
     ):
-        super().__init__(game or NonSaturating())
+        super().__init__(game)
         self.kl, self.pair, self.critic_means, self.class_means = kl, pair, critic_means, class_means
 
     def before(self, model: vae_gan.CVAEGAN, batch: Batch) -> Iterator[Update]:

@@ -122,6 +122,7 @@ def truths() -> Sequence[Truth]:
     from gentrain.truth import (  # noqa: F401 -- they register their checks
         annealing,
         autoregressive,
+        bidirectional,
         bounded,
         invertible,
         labels,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gentrain.models.base import (
     Adversarial,
+    Bidirectional,
     Bounded,
     Codes,
     Decoder,
@@ -92,6 +93,8 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None, y: Tensor | N
         found["decode"] = model.decode(z, **to)
     if isinstance(model, Adversarial):
         found["discriminate"] = model.discriminate(x, **to)
+    if z is not None and isinstance(model, Bidirectional):
+        found["discriminate_pair"] = model.discriminate_pair(x, z)
     if isinstance(model, Codes):
         found["codes"] = model.codes(x, **to)
     if isinstance(model, Reconstructs):

@@ -228,7 +228,7 @@ def _own_loss(case: Case, model: Generative, objective: Objective, part: str, se
     return total / seeds
 
 
-def _train_alone(case: Case, part: str) -> tuple[Generative, float, float]:
+def train_alone(case: Case, part: str) -> tuple[Generative, float, float]:
     """The model after STEPS updates of one part on a batch that stays the same; its loss before and after."""
     model, objective = copies(case)
     parts, batch = parts_of(objective, model, case.optim), case.batches[0]
@@ -261,7 +261,7 @@ def loss_falls(case: Case) -> Verdict | None:
         return None
     worst, words = -math.inf, []
     for part in parts:
-        _, before, after = _train_alone(case, part)
+        _, before, after = train_alone(case, part)
         worst = max(worst, after - before)
         words.append(f"{f'{part}: ' if part else ''}{before:.4g} -> {after:.4g}")
     return worst, -1e-6, f"{'; '.join(words)} in {STEPS} steps on one batch"
@@ -291,7 +291,7 @@ def players_pull_the_right_way(case: Case) -> Verdict | None:
 
     before, critic, maker = (
         outputs(model)
-        for model in (copies(case)[0], _train_alone(case, "discriminator")[0], _train_alone(case, "generator")[0])
+        for model in (copies(case)[0], train_alone(case, "discriminator")[0], train_alone(case, "generator")[0])
     )
     told, pleased = critic[0] - before[0], maker[1] - before[1]
     words = f"output for real minus generated {told:+.3g} as D learns alone"
