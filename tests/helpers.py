@@ -26,7 +26,7 @@ from gentrain.truth.base import differences
 
 __all__ = [
     "DATA", "MODELS", "OBJECTIVES", "SMALL", "Recorder", "annealed_both_ways",
-    "bare_trainer", "build", "data_for", "differences", "fit", "fitting_pairs", "learned", "resumed",
+    "bare_trainer", "build", "covering_pairs", "data_for", "differences", "fit", "fitting_pairs", "learned", "resumed",
 ]  # fmt: skip
 
 MODELS = config.groups()["model"]
@@ -58,6 +58,28 @@ def fitting_pairs() -> list[tuple[str, str]]:
     """Every (model, objective) of conf/ such that the model has what the objective needs."""
     named = {group: [(o, _class(group, o)) for o in config.groups()[group]] for group in ("model", "objective")}
     return [(m, o) for m, model in named["model"] for o, objective in named["objective"] if objective.fits(model)]
+
+
+def covering_pairs() -> list[tuple[str, str]]:
+    """Every model with its own objective, and every other objective with the model of the shortest name that it fits,
+    which is a plain one: where all pairs would take too long, and what is asked of one is not asked of the other."""
+    pairs = [(model, _own_objective(model)) for model in MODELS]
+    left = [o for o in OBJECTIVES if o not in {objective for _, objective in pairs}]
+    fitting = fitting_pairs()
+    return pairs + [min((pair for pair in fitting if pair[1] == o), key=lambda pair: len(pair[0])) for o in left]
+
+
+def _own_objective(model: str) -> str:
+    """That which the model's file names, or the file that it begins with."""
+    named = "override /objective@_global_.objective"
+    for entry in OmegaConf.load(config.conf_dir() / "model" / f"{model}.yaml")["defaults"]:
+        if entry == "_self_":
+            break
+        if isinstance(entry, str):
+            return _own_objective(entry)
+        if named in entry:
+            return entry[named]
+    raise AssertionError(f"conf/model/{model}.yaml names no objective")
 
 
 def _class(group: str, option: str) -> Any:
