@@ -17,6 +17,8 @@ from torch.nn.functional import leaky_relu, linear
 import gentrain
 from gentrain import config
 from gentrain.batch import Batch
+from gentrain.data.embedded import digits
+from gentrain.data.pipeline import Pipeline
 from gentrain.errors import UsageError
 from gentrain.models.gan import DCGAN, GAN
 from gentrain.models.minibatch import MinibatchDeviation, MinibatchDiscrimination
@@ -24,7 +26,7 @@ from gentrain.models.normalisation import Norm, ReferenceBatchNorm, VirtualBatch
 from gentrain.models.players import Network
 from gentrain.objectives.adversarial import NonSaturating
 from gentrain.optim import Adam
-from gentrain.tasks.check import exact_resume
+from gentrain.tasks.check import check, exact_resume
 from gentrain.truth.base import prove
 from gentrain.truth.objectives import case_of
 
@@ -333,6 +335,19 @@ def test_the_reference_stays_the_same_and_is_in_the_file(tmp_path: Path):
     loaded = gentrain.load(tmp_path / "step-00000003.pt")
     for state in (trainer.model.state_dict(), loaded.state_dict()):
         assert all(torch.equal(state[k], v) for k, v in before.items())
+
+
+def test_every_process_has_the_same_reference():
+    pipelines = [Pipeline(digits(), "signed", 20, seed=3, rank=rank, world=2) for rank in (0, 1)]
+    ours, theirs = (pipeline.some(30) for pipeline in pipelines)
+    assert torch.equal(ours.x, theirs.x) and ours.y is not None and torch.equal(ours.y, theirs.y)
+    assert len(set(ours.y.tolist())) > 5, "mixed, in whatever order the set is"
+
+
+def test_what_models_claim_holds_with_all_of_it():
+    layers = ["model.norm=virtual", "model.minibatch_features=3", "model.spectral_norm=true", "model.reference=7"]
+    found = check(["model=gan", *layers], n=500)
+    assert [c for c in found if c.held is False] == [] and sum(c.held is True for c in found) >= 12
 
 
 @pytest.mark.parametrize("model", ["gan", "dcgan"])
