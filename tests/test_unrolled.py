@@ -200,6 +200,52 @@ def test_looking_ahead_moves_nothing_of_the_critic():
     assert all(p.grad is not None and p.grad.any() for p in model.generator.parameters())
 
 
+def test_a_spectrally_normalised_critic_is_unrolled_too():
+    """Its weights are functions of parameters, and the power iteration moves buffers at every pass."""
+    torch.manual_seed(0)
+    model = GAN((2,), latent_dim=3, hidden=[8], spectral_norm=True)
+    before = {name: b.clone() for name, b in model.discriminator.named_buffers()}
+    objective, x = Unrolled(k=2), torch.randn(16, 2)
+    updates, parts = objective(model, Batch(x), 0.0), parts_of(objective, model, optim("adam"))
+    parts["discriminator"].step(next(updates), 1.0, 0)
+    moved = {name: b.clone() for name, b in model.discriminator.named_buffers()}
+    update = following(updates, parts["discriminator"].optimizer)
+    assert update is not None and differences(moved, dict(model.discriminator.named_buffers())) == []
+    assert differences(moved, before) != []
+    parts["generator"].step(update, 1.0, 0)
+    assert all(p.grad is not None and p.grad.any() for p in model.generator.parameters())
+
+
+# --- the networks of the paper ----------------------------------------------------------------------------------------
+
+
+def test_the_gan_of_the_ring_is_the_papers():
+    torch.manual_seed(0)
+    model = GAN((2,), latent_dim=5, hidden=[8, 6], discriminator_hidden=[7], activation="relu", orthogonal=0.8,
+                discriminator_scale=0.25)  # fmt: skip
+    (g1, g2, g3), (d1, d2) = (
+        [m for m in part if isinstance(m, nn.Linear)] for part in (model.generator, model.discriminator)
+    )
+    x, z = torch.randn(4, 2), torch.randn(4, 5)
+    expected = (x / 4 @ d1.weight.T).relu() @ d2.weight.T
+    torch.testing.assert_close(model.discriminate(x), expected[:, 0])
+    torch.testing.assert_close(model.decode(z), ((z @ g1.weight.T).relu() @ g2.weight.T).relu() @ g3.weight.T)
+    for layer in (g1, g2, g3, d1, d2):
+        small = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
+        torch.testing.assert_close(small @ small.T, 0.64 * torch.eye(len(small)))
+
+
+def test_the_networks_of_stacked_mnist_are_the_papers():
+    model = DCGAN((3, 28, 28), levels=256, latent_dim=256, channels=8, discriminator_channels=2, network="metz")
+    sides = [tuple(h.shape[1:]) for h in model.discriminator.outputs(torch.zeros(2, 3, 28, 28))]
+    assert sides[::3] == [(2, 14, 14), (4, 7, 7), (8, 4, 4), (1, 1, 1)]
+    maps = [tuple(h.shape[1:]) for h in model.generator.outputs(torch.zeros(2, 256))]
+    assert maps[1] == (64, 4, 4) and maps[4:11:3] == [(32, 7, 7), (16, 14, 14), (8, 28, 28)] and maps[-1] == (3, 28, 28)
+    count = [sum(p.numel() for p in m.parameters() if p.dim() > 1) for m in (model.generator, model.discriminator)]
+    assert count[0] == 256 * 1024 + 9 * (64 * 32 + 32 * 16 + 16 * 8 + 8 * 3)
+    assert count[1] == 9 * (3 * 2 + 2 * 4 + 4 * 8) + 8 * 16
+
+
 # --- the optimizers' rules --------------------------------------------------------------------------------------------
 
 OPTIMIZERS = [

@@ -49,7 +49,7 @@ class ModeCoverage(Estimator):
                           the share of training examples that it is as sure of
 
     Of data whose channels are images with labels of their own (`stacked_mnist`) it judges each channel by itself, and
-    adds what is published of these, together with `label_kl` (Metz et al. 2017, arXiv:1611.02163, section 3.3.1):
+    adds what is published of these, together with `label_kl` (Metz et al. 2017, arXiv:1611.02163):
 
         modes_hit         classes, of 1,000 for three digits, with at least one sample
 

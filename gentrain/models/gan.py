@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,19 @@ from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, StandardUn
 from gentrain.models.minibatch import ACROSS, Minibatch
 from gentrain.models.normalisation import Norm
 from gentrain.models.players import (
+    ACTIVATIONS,
     Network,
     bound_spectrum,
     conv_critic,
     conv_generator,
     dense_critic,
     dense_generator,
+    metz_critic,
+    metz_generator,
     radford,
+    start_orthogonal,
 )
-from gentrain.types import DenseNormKind, NonNegativeInt, NormKind, PositiveInt, Shape
+from gentrain.types import DenseNormKind, NonNegativeInt, NormKind, PositiveFloat, PositiveInt, Shape
 
 
 class GeneratorNetwork(Decoder):
@@ -91,6 +96,8 @@ class GAN(TwoNetworks):
         minibatch_features: kernels of minibatch discrimination before the discriminator's last layer; 0 is none.
             minibatch_dims: of each kernel. minibatch_deviation: whether the batch's deviation is appended there.
         spectral_norm: whether the discriminator's weights have a largest singular value of 1.
+        activation: of both parts. orthogonal: gain of orthogonal weights to start from; None is torch's uniform ones.
+        discriminator_scale: what the discriminator multiplies x by first.
 
     Raises:
         UsageError: `discriminator_norm` of a discriminator that has no hidden layer but its first.
@@ -114,6 +121,9 @@ class GAN(TwoNetworks):
         minibatch_dims: PositiveInt = 5,
         minibatch_deviation: bool = False,
         spectral_norm: bool = False,
+        activation: Literal["leaky", "relu", "tanh"] = "leaky",
+        orthogonal: PositiveFloat | None = None,
+        discriminator_scale: PositiveFloat = 1.0,
     ):
         shape = tuple(shape)
         critic = list(reversed(hidden)) if discriminator_hidden is None else list(discriminator_hidden)
@@ -123,13 +133,16 @@ class GAN(TwoNetworks):
                 f" it has {len(critic)}; give model.discriminator_hidden two layers or more"
             )
         norms = Norm(norm, reference), Norm(discriminator_norm or norm, reference)
+        between = ACTIVATIONS[activation]
         minibatch = Minibatch(minibatch_features, minibatch_dims, minibatch_deviation)
         super().__init__(
             shape,
             latent_dim,
-            dense_generator(latent_dim, hidden, shape, norms[0], bounded=levels is not None),
-            dense_critic(shape, critic, norms[1], minibatch),
+            dense_generator(latent_dim, hidden, shape, norms[0], bounded=levels is not None, activation=between),
+            dense_critic(shape, critic, norms[1], minibatch, activation=between, scale=discriminator_scale),
         )
+        if orthogonal is not None:
+            start_orthogonal(self, orthogonal)
         self.support = "real" if levels is None else "signed"
         if spectral_norm:
             bound_spectrum(self.discriminator)
@@ -149,6 +162,10 @@ class DCGAN(TwoNetworks, Codes):
         channels: feature maps at the highest resolution; doubled at each halving.
         norm: of the generator, see `Norm`. discriminator_norm, reference, minibatch_features, minibatch_dims,
             minibatch_deviation, spectral_norm: as of `GAN`.
+        discriminator_channels: the discriminator's feature maps at the highest resolution; None is as many.
+        network: `radford` by these guidelines; `metz` is the smaller pair for stacked MNIST of Metz et al. 2017: a
+            linear layer at G's base, three halvings with 3x3 kernels, a convolution at G's full size, D normalised
+            throughout and leaky by 0.3.
 
     Raises:
         UsageError: the data are no square images of a fitting size.
@@ -171,16 +188,19 @@ class DCGAN(TwoNetworks, Codes):
         minibatch_dims: PositiveInt = 5,
         minibatch_deviation: bool = False,
         spectral_norm: bool = False,
+        discriminator_channels: PositiveInt | None = None,
+        network: Literal["radford", "metz"] = "radford",
     ):
         shape = tuple(shape)
         _check_square(shape, levels)
         norms = Norm(norm, reference), Norm(discriminator_norm or norm, reference)
+        maker, critic = (conv_generator, conv_critic) if network == "radford" else (metz_generator, metz_critic)
         minibatch = Minibatch(minibatch_features, minibatch_dims, minibatch_deviation)
         super().__init__(
             shape,
             latent_dim,
-            conv_generator(latent_dim, shape, channels, norms[0]),
-            conv_critic(shape, channels, norms[1], minibatch),
+            maker(latent_dim, shape, channels, norms[0]),
+            critic(shape, discriminator_channels or channels, norms[1], minibatch),
         )
         self.support = "signed"
         self.apply(radford)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -16,6 +16,21 @@ from gentrain.models.minibatch import Minibatch
 from gentrain.models.normalisation import AFFINE, Norm
 
 leaky = partial(nn.LeakyReLU, 0.2)
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"leaky": leaky, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class Scale(nn.Module):
+    """x times a number."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+    def extra_repr(self) -> str:
+        return f"{self.factor:g}"
 
 
 class Network(nn.Sequential):
@@ -54,22 +69,40 @@ class Network(nn.Sequential):
 
 
 def dense_generator(
-    latent: int, hidden: Sequence[int], shape: tuple[int, ...], norm: Norm, *, bounded: bool
+    latent: int,
+    hidden: Sequence[int],
+    shape: tuple[int, ...],
+    norm: Norm,
+    *,
+    bounded: bool,
+    activation: Callable[[], nn.Module] = leaky,
 ) -> Network:
     """(B, latent) -> (B, *shape), in [-1, 1] if `bounded`; every hidden layer is normalised."""
     layers: list[nn.Module] = []
     for d_in, d_out in pairwise([latent, *hidden]):
-        layers += [nn.Linear(d_in, d_out, bias=norm.bias), *norm.layers(d_out, 0), leaky()]
+        layers += [nn.Linear(d_in, d_out, bias=norm.bias), *norm.layers(d_out, 0), activation()]
     layers += [nn.Linear([latent, *hidden][-1], math.prod(shape)), *([nn.Tanh()] if bounded else [])]
     return Network([*layers, nn.Unflatten(1, shape)], _codes(latent, norm))
 
 
-def dense_critic(shape: tuple[int, ...], hidden: Sequence[int], norm: Norm, minibatch: Minibatch) -> Network:
-    """(B, *shape) -> (B, 1); every hidden layer but the first is normalised, as in DCGAN."""
+def dense_critic(
+    shape: tuple[int, ...],
+    hidden: Sequence[int],
+    norm: Norm,
+    minibatch: Minibatch,
+    *,
+    activation: Callable[[], nn.Module] = leaky,
+    scale: float = 1.0,
+) -> Network:
+    """(B, *shape), which is scaled first, -> (B, 1); every hidden layer but the first is normalised, as in DCGAN."""
     sizes = [math.prod(shape), *hidden]
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers: list[nn.Module] = [nn.Flatten(), *([] if scale == 1 else [Scale(scale)])]
     for i, (d_in, d_out) in enumerate(pairwise(sizes)):
-        layers += [nn.Linear(d_in, d_out, bias=i == 0 or norm.bias), *(norm.layers(d_out, 0) if i else []), leaky()]
+        layers += [
+            nn.Linear(d_in, d_out, bias=i == 0 or norm.bias),
+            *(norm.layers(d_out, 0) if i else []),
+            activation(),
+        ]
     return Network([*layers, *minibatch.last(sizes[-1], 0, norm.rows)], _examples(shape, norm))
 
 
@@ -100,6 +133,45 @@ def conv_critic(shape: tuple[int, ...], channels: int, norm: Norm, minibatch: Mi
     return Network([*layers, *last], _examples(shape, norm))
 
 
+def metz_generator(latent: int, shape: tuple[int, ...], channels: int, norm: Norm) -> Network:
+    """(B, latent) -> (B, *shape), images in [-1, 1], as in Metz et al.'s stacked MNIST: a linear layer, three doublings
+    with kernels of 3x3, and a convolution at full size."""
+    sides = _thrice_halved(shape[1:])
+    widths = [channels << i for i in range(4)]
+    base = (widths[3], *sides[3])
+    layers: list[nn.Module] = [nn.Linear(latent, math.prod(base), bias=norm.bias), nn.Unflatten(1, base)]
+    for i in reversed(range(3)):
+        even = (1 - sides[i][0] % 2, 1 - sides[i][1] % 2)  # s -> 2s - 1, or 2s
+        up = nn.ConvTranspose2d(widths[i + 1], widths[i], 3, 2, padding=1, output_padding=even, bias=norm.bias)
+        layers += [*norm.layers(widths[i + 1], 2), nn.ReLU(), up]
+    last = nn.Conv2d(channels, shape[0], 3, padding=1)
+    return Network([*layers, *norm.layers(channels, 2), nn.ReLU(), last, nn.Tanh()], _codes(latent, norm))
+
+
+def metz_critic(shape: tuple[int, ...], channels: int, norm: Norm, minibatch: Minibatch) -> Network:
+    """(B, *shape), images -> one number an example, as there: three halvings with kernels of 3x3, all normalised, and
+    leaky rectifiers of slope 0.3."""
+    layers: list[nn.Module] = []
+    widths = [shape[0], *(channels << i for i in range(3))]
+    for d_in, d_out in pairwise(widths):
+        halving = nn.Conv2d(d_in, d_out, 3, 2, padding=1, bias=norm.bias)
+        layers += [halving, *norm.layers(d_out, 2), nn.LeakyReLU(0.3)]
+    last = minibatch.last(widths[-1], _thrice_halved(shape[1:])[-1][0], norm.rows)
+    return Network([*layers, *last], _examples(shape, norm))
+
+
+def _thrice_halved(size: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """(height, width) and what three halvings that round up make of it.
+
+    >>> _thrice_halved((28, 28))
+    [(28, 28), (14, 14), (7, 7), (4, 4)]
+    """
+    sizes = [size]
+    for _ in range(3):
+        sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
+    return sizes
+
+
 def _codes(latent: int, norm: Norm) -> Tensor | None:
     """A generator's reference: codes drawn once from N(0, I)."""
     return torch.randn(norm.rows, latent) if norm.rows else None
@@ -118,6 +190,15 @@ def radford(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, AFFINE):
         nn.init.normal_(module.weight, 1.0, 0.02)  # and eps 1e-5, momentum 0.1: torch's defaults
+
+
+def start_orthogonal(module: nn.Module, gain: float) -> None:
+    """Let every layer's weight, as a matrix of outputs, start as `gain` times an orthogonal one, and biases at 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def bound_spectrum(network: nn.Module) -> None:

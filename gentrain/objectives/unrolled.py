@@ -20,7 +20,7 @@ from gentrain.update import Update
 
 
 class Unrolled(Game):
-    """Any game whose generator looks k steps of the critic ahead (Metz et al. 2017, arXiv:1611.02163, eqs. 6 to 9).
+    """Any game whose generator looks k steps of the critic ahead (Metz et al. 2017, arXiv:1611.02163).
 
         θ_0 = θ,  θ_{i+1} = step(θ_i, ∇_θ L_D(θ_i, φ)),  and the generator descends L_G(θ_k(θ, φ), φ) in φ
 
@@ -37,8 +37,7 @@ class Unrolled(Game):
     Args:
         game: the losses; one with the plain loop of `Game`.
         k: steps to look ahead; 5 to 10 in the paper. Time and memory grow in proportion.
-        second_order: go through θ_k; without, the generator meets a critic that is k steps ahead and takes it as given
-            (the paper's figure 6 takes the two apart).
+        second_order: go through θ_k; without, the generator meets a critic that is k steps ahead and takes it as given.
 
     Raises:
         UsageError: there is no differentiable rule for the critic's optimizer, or the game's loop is its own.
