@@ -54,10 +54,10 @@ def play(game: Game, model: Auxiliary, steps: int) -> dict[str, Tensor]:
 STATES = 4
 
 
-def toy(choices: int = STATES, numbers: int = 0) -> InfoGAN:
+def toy(choices: int = STATES, numbers: int = 0, sigma: float | None = None) -> InfoGAN:
     """Four one-hot states, and a Q that is free to say anything of each."""
     torch.manual_seed(0)
-    sizes = {"hidden": [8], "discriminator_hidden": [], "code_hidden": None}
+    sizes = {"hidden": [8], "discriminator_hidden": [], "code_hidden": None, "code_deviation": sigma}
     return InfoGAN((STATES,), latent_dim=1, categories=[choices] if choices else [], numbers=numbers, **sizes)  # type: ignore[arg-type]
 
 
@@ -112,12 +112,14 @@ def test_the_bound_lies_below_the_information_and_reaches_it(p: Tensor):
         assert exact == pytest.approx(math.log(STATES))
 
 
-def test_the_bound_of_numbers_is_their_log_density():
-    model = toy(choices=0, numbers=2)
+@pytest.mark.parametrize("sigma", [None, 0.7])
+def test_the_bound_of_numbers_is_their_log_density(sigma: float | None):
+    model = toy(choices=0, numbers=2, sigma=sigma)
     z = torch.tensor([[0.3, 0.5, -1.0], [0.0, -0.2, 0.9]])
     x = torch.eye(STATES)[:2]
     with torch.no_grad():
-        mean, log_variance = model.discriminator(x)[1].chunk(2, 1)
+        said = model.discriminator(x)[1]
+        mean, log_variance = said.chunk(2, 1) if sigma is None else (said, torch.tensor(2 * math.log(sigma)))
         found = Information().terms(model, Round(x, None, z, x, 0.0), "generator")
     deviation = (log_variance / 2).exp()
     density = torch.exp(-((z[:, 1:] - mean) ** 2) / (2 * deviation**2)) / (deviation * math.sqrt(2 * math.pi))

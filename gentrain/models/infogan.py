@@ -15,7 +15,7 @@ from gentrain.models.auxiliary import Auxiliary, Form, TwoHeads
 from gentrain.models.base import Categorises, Codes, Factors
 from gentrain.models.layers import DiagonalNormal, mlp
 from gentrain.models.players import leaky
-from gentrain.types import NonNegativeInt, PositiveInt, Shape
+from gentrain.types import NonNegativeInt, PositiveFloat, PositiveInt, Shape
 
 
 class FactorPrior(Distribution):
@@ -69,9 +69,10 @@ class FactorPrior(Distribution):
 class InfoGAN(Auxiliary, Categorises, Factors, Codes):
     """x = G(z) with z = (noise, c), c = (categories, numbers), and Q(c|x) on the critic's features (Chen et al. 2016).
 
-    Q recognises the codes c that an example was made from: a softmax for each category, N(μ(x), diag σ²(x)) for the
-    numbers. `objective=infogan` maximises the mutual information of c and G(z) through it (arXiv:1606.03657), so that
-    the codes come to stand for what is distinct in the data: on MNIST the digit, slant and width.
+    Q recognises the codes c that an example was made from: a softmax for each category, N(μ(x), σ² I) for the numbers,
+    with a σ that is given, as in the authors' code, or N(μ(x), diag σ²(x)) with one that is learned.
+    `objective=infogan` maximises the mutual information of c and G(z) through it (arXiv:1606.03657), so that the codes
+    come to stand for what is distinct in the data: on MNIST the digit, slant and width.
 
     Images live in [-1, 1] (`signed`), points in the reals. `codes` are Q's probabilities of all categories and the
     means of the numbers; they don't lead back to x, which has noise besides. `log_category` is Q's of the first
@@ -81,6 +82,8 @@ class InfoGAN(Auxiliary, Categorises, Factors, Codes):
         latent_dim: dimensions of the noise; 62 in the paper, on MNIST.
         categories: K of each categorical code. numbers: of codes in [-1, 1].
         code_hidden: units of Q's own hidden layer; None is none.
+        code_deviation: σ; None learns it. The information of a number has no ceiling then and can crowd out that of the
+            categories: give it a small weight.
         shape, levels, network, hidden, discriminator_hidden, channels, norm, discriminator_norm, spectral_norm: as of
             the `CGAN`.
 
@@ -104,6 +107,7 @@ class InfoGAN(Auxiliary, Categorises, Factors, Codes):
         categories: Sequence[PositiveInt] = (10,),
         numbers: NonNegativeInt = 2,
         code_hidden: PositiveInt | None = 128,
+        code_deviation: PositiveFloat | None = 1.0,
         hidden: Sequence[PositiveInt] = (256, 512),
         discriminator_hidden: Sequence[PositiveInt] | None = None,
         channels: PositiveInt | None = None,
@@ -128,7 +132,8 @@ class InfoGAN(Auxiliary, Categorises, Factors, Codes):
         self.generator = form.generator(latent_dim + sum(categories) + numbers)
         trunk, width = form.trunk()
         between = [] if code_hidden is None else [code_hidden]
-        head = mlp([width, *between, sum(categories) + 2 * numbers], leaky)
+        self.code_deviation = code_deviation
+        head = mlp([width, *between, sum(categories) + numbers * (2 if code_deviation is None else 1)], leaky)
         self.discriminator = TwoHeads(trunk, width, head)
         form.finish(self.discriminator)
 
@@ -141,7 +146,9 @@ class InfoGAN(Auxiliary, Categorises, Factors, Codes):
 
     def recognise(self, x: Tensor) -> tuple[list[Tensor], DiagonalNormal]:
         """Q(c|x): log-probabilities of each category, (B, K), and the distribution of the numbers."""
-        *logits, mean, log_variance = self.judge(x)[1].split([*self.choices, self.numbers, self.numbers], -1)
+        said, sigma = self.judge(x)[1], self.code_deviation
+        *logits, rest = said.split([*self.choices, said.shape[1] - sum(self.choices)], -1)
+        mean, log_variance = rest.chunk(2, -1) if sigma is None else (rest, torch.full_like(rest, 2 * math.log(sigma)))
         return [torch.log_softmax(each, 1) for each in logits], DiagonalNormal(mean, log_variance)
 
     def log_codes(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ class Information(Around):
 
     Q shares the critic's features, which learn for it too, as in the authors' code. The bound is of generated examples
     alone; categories and numbers, being independent, have a bound each. That of numbers is a difference of
-    differential entropies and has no ceiling: a generator without noise in them makes it infinite.
+    differential entropies: negative where Q's σ is given and large, and without a ceiling where σ is learned.
 
     Metrics: those of the game; `mi_categorical` and `mi_continuous`, the bounds in nats. The first of K even categories
     comes to log K where every example shows its own.
@@ -27,7 +27,7 @@ class Information(Around):
     needs = InfoGAN
 
     def __init__(
-        self, game: Game | None = None, categorical: NonNegativeFloat = 1.0, continuous: NonNegativeFloat = 0.1
+        self, game: Game | None = None, categorical: NonNegativeFloat = 1.0, continuous: NonNegativeFloat = 1.0
     ):
         super().__init__(game, {"mi_categorical": -categorical, "mi_continuous": -continuous})
 
