@@ -44,6 +44,8 @@ class AutoencodingGAN(GeneratorNetwork, AutoencodingCritic):
     (torch.Size([3, 2]), torch.Size([3, 1]), True)
     """
 
+    discriminator: nn.ModuleDict
+
     def __init__(
         self,
         shape: Shape,
