@@ -374,6 +374,12 @@ def test_what_is_refused(overrides: list[str], said: str):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["instance", "batchnorm"])
+def test_from_python_as_well(kind: Any):
+    with pytest.raises(UsageError, match=f"norm={kind}"):
+        GAN((2,), hidden=[4, 4], norm=kind)
+
+
 def test_a_reference_that_never_came_is_seen():
     network = GAN((2,), hidden=[4, 4], norm="virtual", reference=R).discriminator
     assert isinstance(network, Network) and network(torch.randn(3, 2)).isnan().all()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gentrain.errors import UsageError
+
 
 class ReferenceBatchNorm(nn.Module):
     """γ (x - μ)/√(σ² + ε) + β, with μ and σ² of each channel over a reference batch (Salimans et al. 2016, section 3.5;
@@ -96,20 +98,26 @@ class Norm:
         return self.kind == "none"
 
     def layers(self, channels: int, dims: int) -> list[nn.Module]:
-        """The layer, or none, for an output (B, channels, …) with `dims` further axes: 0 or 2."""
+        """The layer, or none, for an output (B, channels, …) with `dims` further axes: 0 or 2.
+
+        Raises:
+            UsageError: there is no such normalisation of these.
+        """
         match self.kind:
             case "batch":
                 return [nn.BatchNorm2d(channels) if dims else nn.BatchNorm1d(channels)]
             case "layer":
                 return [nn.GroupNorm(1, channels)]
-            case "instance":
+            case "instance" if dims:
                 return [nn.InstanceNorm2d(channels, affine=True)]
             case "virtual":
                 return [VirtualBatchNorm(channels, self.reference)]
             case "reference":
                 return [ReferenceBatchNorm(channels, self.reference)]
-            case _:
+            case "none":
                 return []
+            case _:
+                raise UsageError(f"norm={self.kind}: there is no such normalisation of {'maps' if dims else 'vectors'}")
 
 
 AFFINE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, ReferenceBatchNorm)
