@@ -62,6 +62,7 @@ class TrainerSettings:
     keep: PositiveInt
     ema: OpenFraction | None
     clip: PositiveFloat | None
+    watch: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None and self.max_time is None:

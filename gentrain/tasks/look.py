@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from gentrain import pictures
 from gentrain.data.pipeline import Pipeline
 from gentrain.evaluation import health, ledger
-from gentrain.evaluation.estimator import Finding, Subject, seeded
+from gentrain.evaluation.estimator import Estimator, Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
 from gentrain.evaluation.standard import standard
 from gentrain.models.base import Codes, Filters, Generative, Reconstructs, Unnormalised
@@ -33,8 +33,9 @@ class Look:
     Every method first finds out all it wants to know and writes nothing; the function it returns files that.
     """
 
-    def __init__(self, report: Report, pipeline: Pipeline):
+    def __init__(self, report: Report, pipeline: Pipeline, watched: Sequence[Estimator] = ()):
         self.report = report
+        self.watched = watched
         self.pipeline = pipeline
         self.picture: Path | None = None
         self._wrote = -1
@@ -52,13 +53,15 @@ class Look:
         values: dict[str, float] = {}
         if self.split is not None:
             found = held_out(trainer.objective, trainer.averaged, self.pipeline, self.split)
-            values = self._cheap(trainer, self.split) | {name: e.mean for name, e in found.items()}
+            cheap = [e for e in standard().values() if e.cheap]
+            values = self._found_by(cheap, trainer, self.split) | {name: e.mean for name, e in found.items()}
+        values |= self._found_by(self.watched, trainer, self.split or "train")
         energies = self._free_energies(trainer)
         subject = Subject(trainer.averaged, self.pipeline, self.split or "train")
         signs = health.examine(subject, SEED, objective=trainer.objective)
 
         def file() -> tuple[str, float] | None:
-            numbers = {f"{self.split}/{name}": value for name, value in values.items()}
+            numbers = {f"{self.split or 'train'}/{name}": value for name, value in values.items()}
             numbers |= {f"health/{sign.name}": sign.number for sign in signs} | energies
             if numbers:
                 self.report.scalars(trainer.step, numbers)
@@ -72,11 +75,11 @@ class Look:
 
         return file
 
-    def _cheap(self, trainer: Trainer, split: str) -> dict[str, float]:
-        """What the estimators that take no time find on the first validation examples."""
+    def _found_by(self, estimators: Sequence[Estimator], trainer: Trainer, split: str) -> dict[str, float]:
+        """What those of the estimators that fit the model find on the first held-out examples."""
         n = min(LOOKED_AT, self.pipeline.spec.sizes[split])
         subject = Subject(trainer.averaged, self.pipeline, split, n)
-        fitting = [e for e in standard().values() if e.cheap and e.unfit(subject) is None]
+        fitting = [e for e in estimators if e.unfit(subject) is None]
         with seeded(SEED):
             found = [f for estimator in fitting for f in estimator(subject)]
         return {f.metric: f.value for f in found if isinstance(f, Finding)}

@@ -27,6 +27,7 @@ OWN = tuple(ReproduceSettings.__dataclass_fields__)
 JUDGED = ("expect", "evaluate")
 FREE = ("output", "traceback", "trust", "seed", "device.", "data.root", "data.download", *JUDGED)
 FREE += tuple(f"trainer.{key}" for key in ("log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep"))
+FREE += ("trainer.watch",)
 BOUND = ("device.precision",)
 """Settings under FREE, except BOUND, say where, how often and how judged; all others are what is trained. A recipe is
 those and JUDGED."""

@@ -17,7 +17,9 @@ from gentrain.console import clock
 from gentrain.device import Device
 from gentrain.errors import GentrainError, Interrupted, Stopped, out_of_memory
 from gentrain.evaluation import ledger
+from gentrain.evaluation.estimator import Subject
 from gentrain.evaluation.heldout import Estimate
+from gentrain.evaluation.standard import watchers
 from gentrain.files import disk_error, is_disk_error, read_json
 from gentrain.report import Report
 from gentrain.run import Run
@@ -61,6 +63,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] = (), made: Callable[[Path], 
     with Stop() as stop:
         device = devices.setup(DeviceSettings(**plain["device"]))
         assembly = assemble(cfg, device)
+        watchers(plain["trainer"]["watch"], Subject(assembly.model, assembly.pipeline))  # refused before there is a run
         run = None
         path = None
         if device.is_main:
@@ -85,7 +88,7 @@ def prepare(
     settings = TrainerSettings(**assembly.plain["trainer"])
     total = settings.total_steps(assembly.pipeline.steps_per_epoch)
     report = Report(path if main else None, first_step, total)
-    look = Look(report, assembly.pipeline)
+    look = Look(report, assembly.pipeline, watchers(settings.watch, Subject(assembly.model, assembly.pipeline)))
     keeper = checkpoint.Keeper(path / "checkpoints", settings.keep)
     trainer = Trainer(
         assembly.model, assembly.objective, assembly.pipeline, assembly.optim, settings, device, report, keeper, look,

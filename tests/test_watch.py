@@ -1,0 +1,57 @@
+"""Metrics that a training is watched by: filed with the validation numbers, refused in time, without a trace in what is
+learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import gentrain
+from gentrain import checkpoint
+from gentrain.cli import main
+from gentrain.truth.base import differences
+
+RING = [
+    "model=gan", "data=ring", "data.n=500", "data.batch_size=50", "model.hidden=[8]", "model.latent_dim=2",
+    "device=cpu", "trainer.steps=4", "trainer.evaluate_every=2",
+]  # fmt: skip
+
+
+def filed(run: Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found: dict[int, dict[str, float]] = {}
+    for line in lines:
+        found.setdefault(line["step"], {}).update(line)
+    return found
+
+
+def test_a_training_is_watched_and_learns_the_same(tmp_path: Path):
+    plain = gentrain.train([*RING, f"output={tmp_path}/plain"]).path
+    watched = gentrain.train([*RING, f"output={tmp_path}/watched", "trainer.watch=[modes,swd]"]).path
+    steps = filed(watched)
+    for step in (2, 4):
+        assert {"validation/modes_hit", "validation/high_quality", "validation/swd"} <= set(steps[step])
+    assert not any(
+        name in line for line in filed(plain).values() for name in ("validation/modes_hit", "validation/swd")
+    )
+    states = [torch.load(checkpoint.find(run)[0], weights_only=True) for run in (plain, watched)]
+    assert differences(states[0]["model"], states[1]["model"]) == []
+    assert differences(states[0]["rng"], states[1]["rng"]) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("trainer.watch=[mode]", "trainer.watch=[mode]: there is no such metric. Did you mean 'modes'"),
+        ("trainer.watch=[ais]", "trainer.watch=[ais]: GAN is no"),
+        ("trainer.watch=modes", "trainer.watch=modes"),
+    ],
+)
+def test_what_can_not_be_watched_is_refused_before_there_is_a_run(words: str, complaint: str, tmp_path: Path, capsys):
+    assert main([*RING, f"output={tmp_path}/out", words]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
