@@ -11,7 +11,7 @@ from gentrain.errors import UsageError, nearest
 from gentrain.evaluation.estimator import Estimator, Subject
 
 WATCHED = 1000
-"""Samples that are drawn to watch a training by: enough for a curve. Distances are larger from so few than from many."""
+"""Samples that are drawn to watch a training by: enough for a curve. Distances come out larger than from many."""
 
 
 @functools.cache
@@ -36,8 +36,9 @@ def watchers(names: Sequence[str], subject: Subject) -> list[Estimator]:
     found = []
     for name in names:
         if name not in _files():
+            known = ", ".join(_files())
             raise UsageError(
-                f"trainer.watch=[{name}]: there is no such metric.{nearest(name, _files())} Valid: {', '.join(_files())}"
+                f"trainer.watch=[{name}]: there is no such metric.{nearest(name, _files())} Valid: {known}"
             )
         node = dict(_files()[name])
         node |= {key: WATCHED for key in ("n_fake", "samples") if node.get(key, 0) > WATCHED}
