@@ -126,6 +126,18 @@ def test_a_discriminator_by_its_estimate_of_the_divergence():
     assert complains(sure, "has won", "1.000 bits of 1", "objective=label_smoothing")
 
 
+def test_a_critic_that_compares_a_batch_sees_it_as_large_as_in_training():
+    """20 here: one that knows of such batches, and of no others, has won."""
+
+    def knows(x: Tensor) -> Tensor:
+        return torch.where(x.norm(dim=1) < 3, 8.0, -8.0) * (len(x) == 20)
+
+    model = Match(lambda z: 2 * on_ring(8)(z), knows)
+    assert not complains(signs(model, ring())["discriminator"])
+    model.judges_batches = True
+    assert complains(signs(model, ring())["discriminator"], "has won")
+
+
 def test_critics_of_other_numbers_than_log_odds_can_not_win():
     model = Match(lambda z: 2 * on_ring(8)(z), lambda x: torch.where(x.norm(dim=1) < 3, 8.0, -8.0))
     subject = Subject(model.eval(), Pipeline(ring(), "real", batch_size=20, seed=0), "validation")

@@ -152,7 +152,8 @@ def discriminator(patient: Patient) -> Iterator[Sign]:
     if isinstance(subject.model, Adversarial) and (not isinstance(game, Game) or game.probability):
         model = copy.deepcopy(subject.model).train()
         losses = []
-        for batch in subject.batches(patient.split, EXAMPLES, PLAYERS):
+        rows = subject.pipeline.batch_size if model.judges_batches else PLAYERS  # such a critic knows its size of batch
+        for batch in subject.batches(patient.split, max(EXAMPLES // rows, 1) * rows, rows):
             labels = given(model, batch.y)
             fake = model.decode(model.prior.sample((len(batch.x),)).to(subject.device), **labels)
             told = softplus(-model.discriminate(batch.x, **labels)) + softplus(model.discriminate(fake, **labels))
