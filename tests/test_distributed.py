@@ -29,6 +29,7 @@ CASES = {
     "vae-samples": ["model=vae", "model.hidden=[32]", "objective.samples=3", "trainer.ema=0.9", "trainer.clip=1"],
     "gan": ["model=gan"],
     "gan-ring": ["model=gan", "data=ring", "objective.discriminator_steps=2"],
+    "unrolled": ["model=gan", "data=ring", "objective=unrolled", "objective.k=3", "optim=sgd", "optim.lr=0.05"],
     "cd": ["model=rbm", "model.hidden=20", "objective=cd", "objective.k=2"],
     "pcd": ["model=rbm", "model.hidden=20", "objective=pcd", "objective.particles=10", "optim.schedule=constant"],
     "counting": ["model=factorial", "trainer.epochs=1"],
