@@ -19,6 +19,7 @@ from gentrain.batch import Batch
 from gentrain.cli import main
 from gentrain.data.synthetic import bars_distribution
 from gentrain.errors import UsageError
+from gentrain.models.autoencoding_gan import AutoencodingGAN
 from gentrain.models.factorial import Factorial
 from gentrain.models.flows import Logit
 from gentrain.models.gan import GAN
@@ -30,7 +31,10 @@ from gentrain.models.vae import VAE
 from gentrain.objectives.adversarial import NonSaturating
 from gentrain.objectives.contrastive import CD
 from gentrain.objectives.counting import Counting
+from gentrain.objectives.ebgan import EBGAN
 from gentrain.objectives.elbo import ELBO
+from gentrain.objectives.hinge import Hinge
+from gentrain.objectives.least_squares import LeastSquares
 from gentrain.objectives.likelihood import Likelihood
 from gentrain.optim import Adam
 from gentrain.tasks.check import check
@@ -433,6 +437,27 @@ class Reversed(NonSaturating):
         return super().discriminator_loss(fake, real)
 
 
+class Fleeing(LeastSquares):
+    def generator_loss(self, fake: Tensor) -> Tensor:
+        return -super().generator_loss(fake)
+
+
+class Numb(GAN):
+    """A critic of whose layers the last alone can learn."""
+
+    def discriminate(self, x: Tensor) -> Tensor:
+        return self.discriminator[-1](self.features(x).detach()).flatten()
+
+
+class Praising(AutoencodingGAN):
+    def discriminate(self, x: Tensor) -> Tensor:
+        return -super().discriminate(x)
+
+
+def praising() -> Praising:
+    return Praising(SHAPE, levels=2, latent_dim=2, hidden=[8])
+
+
 class Overflowing(NonSaturating):
     def generator_loss(self, fake: Tensor) -> Tensor:
         return -torch.log(torch.sigmoid(fake)).mean()
@@ -445,7 +470,10 @@ class Overflowing(NonSaturating):
         (vae(), Rising(), "the loss falls", "60 steps"),
         (vae(), Meddling(), "updates are sound", "likelihood.bias changes while an update is computed"),
         (vae(), Boastful(), "held-out numbers are what they are called", "elbo is elbo but off by"),
-        (gan(), Reversed(), "the critic learns to tell, the generator to please it", "logit of real"),
+        (gan(), Reversed(), "the critic learns to tell, the generator to please it", "output for real minus"),
+        (gan(), Fleeing(), "the critic learns to tell, the generator to please it", "distance of generated from 1"),
+        (gan(Numb), Hinge(), "every parameter learns", "discriminator.1.weight"),
+        (praising, EBGAN(), "the critic's output is minus an error", "32 of 32"),
         (gan(), Overflowing(), "losses stay finite at any logit", "logits"),
     ],
 )

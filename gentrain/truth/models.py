@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gentrain.models.base import (
     Adversarial,
+    AutoencodingCritic,
     Bidirectional,
     Bounded,
     Codes,
@@ -375,3 +376,14 @@ def critic_is_smooth(case: Case) -> Verdict:
         (gradient,) = torch.autograd.grad(model.discriminate(x, **given(model, case.batches[0].y)).sum(), x)
     blind = int((gradient.flatten(1).norm(dim=1) == 0).sum()) + int((~gradient.isfinite()).sum())
     return blind, len(x) // 4, f"examples of {len(x)} at which the logit has no gradient: it teaches nothing there"
+
+
+@claims("the critic's output is minus an error", AutoencodingCritic)
+def verdict_is_an_error(case: Case) -> Verdict:
+    model, batch = case.model, case.batches[0]
+    assert isinstance(model, AutoencodingCritic)
+    with torch.no_grad():
+        off = (batch.x - model.reconstruct(batch.x, **given(model, batch.y))).flatten(1).abs().amax(1)
+        output = model.discriminate(batch.x, **given(model, batch.y))
+    wrong = int(((output < 0) != (off > 0)).sum())
+    return wrong, 0, f"{wrong} of {len(off)} examples whose output isn't 0 where they are restored, and below elsewhere"
