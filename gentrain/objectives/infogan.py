@@ -27,7 +27,7 @@ class Information(Around):
     needs = InfoGAN
 
     def __init__(
-        self, game: Game | None = None, categorical: NonNegativeFloat = 1.0, continuous: NonNegativeFloat = 1.0
+        self, game: Game | None = None, categorical: NonNegativeFloat = 1.0, continuous: NonNegativeFloat = 0.1
     ):
         super().__init__(game, {"mi_categorical": -categorical, "mi_continuous": -continuous})
 
