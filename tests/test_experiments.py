@@ -150,6 +150,8 @@ def _data(name: str, folder: Path) -> list[str]:
     own = plan(name).config.data
     if {"modes", "size"} & {*own}:  # a ring, bars and stripes
         return ["data.n=200"]
+    if "channels" in own:
+        return ["data=stacked_digits", "data.n=200"]
     if "path" not in own:
         return ["data=digits"]
     (folder / "short.txt").write_text("What is in a name? " * 2000)
@@ -187,6 +189,7 @@ SMALLER: dict[str, list[str]] = {
     "gan_mnist_parzen": ["evaluate.metric.parzen.samples=50", "model.hidden=[8]", "model.discriminator_hidden=[8]"],
     "char_rnn_shakespeare": ["model.hidden=8", "+evaluate.n=50"],
     "dcgan_mnist": ["evaluate.metric.modes.n_fake=50", "model.channels=2"],
+    **{name: ["evaluate.metric.modes.n_fake=50"] for name in ("stacked_mnist_dcgan", "stacked_mnist_unrolled")},
     "pixel_rnn_mnist": ["model.hidden=4", "+evaluate.n=50"],
     "pixel_rnn_mnist_short": ["model.hidden=4", "+evaluate.n=50"],
     "pixel_cnn_pp_mnist": ["model.channels=4", "model.blocks=1", "+evaluate.n=50"],
