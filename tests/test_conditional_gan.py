@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.conditional_gan import ACGAN, CGAN
+from gentrain.models.conditional_gan import ACGAN, CGAN, Projection
 from gentrain.objectives.ac_gan import AuxiliaryClassifier
 from gentrain.objectives.adversarial import Game, LabelSmoothing, NonSaturating
 from gentrain.update import following
@@ -91,8 +91,9 @@ def test_a_projecting_critic_is_its_formula(network: str):
     sizes = {"hidden": [5]} if network == "mlp" else {"channels": 3}
     model = CGAN((1, 8, 8), levels=17, classes=3, network=network, condition="projection", **sizes).eval()  # type: ignore[arg-type]
     x, y = torch.randn(4, 1, 8, 8), torch.tensor([2, 0, 2, 1])
-    phi = model.discriminator.trunk(x)
-    psi, v = model.discriminator.verdict, model.discriminator.directions.weight.T
+    critic = model.discriminator
+    assert isinstance(critic, Projection)
+    phi, psi, v = critic.trunk(x), critic.verdict, critic.directions.weight.T
     by_hand = [phi[i] @ psi.weight[0] + psi.bias[0] + phi[i] @ v[y[i]] for i in range(4)]
     torch.testing.assert_close(model.discriminate(x, y=y), torch.stack(by_hand))
     assert torch.equal(model.features(x, y=y), phi)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class LabelAgreement(Estimator):
         asked = torch.arange(self.n_fake, device=subject.device) % model.classes
         right = []
         for y in subject.track(asked.split(CHUNK), math.ceil(self.n_fake / CHUNK), "samples of labels"):
-            x = model.sample(len(y), y=y)
+            to: dict[str, Any] = {"y": y}
+            x = model.sample(len(y), **to)
             if not bool(torch.isfinite(x).all()):
                 raise GentrainError(f"samples of {type(model).__name__}: some are NaN or infinite; it has diverged")
             right.append(judge.network(unit(subject.pipeline, x)).argmax(1) == y)

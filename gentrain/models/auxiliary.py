@@ -26,6 +26,7 @@ from gentrain.models.players import (
     dense_generator,
     radford,
 )
+from gentrain.types import Support
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Form:
         return self.network == "conv"
 
     @property
-    def support(self) -> str:
+    def support(self) -> Support:
         return "real" if self.levels is None else "signed"
 
     def _norm(self, kind: str | None) -> Norm:

@@ -79,6 +79,8 @@ class CGAN(LabelledGenerator, Perceives):
     (torch.Size([2, 2]), torch.Size([2]))
     """
 
+    discriminator: Concatenation | Projection
+
     def __init__(
         self,
         shape: Shape,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, OneHotCategorical, Uniform
+from torch.distributions import Distribution, Independent, Normal, OneHotCategorical, Uniform, constraints
 
 from gentrain.errors import UsageError
 from gentrain.models.auxiliary import Auxiliary, Form, TwoHeads
@@ -31,7 +31,7 @@ class FactorPrior(Distribution):
     (torch.Size([3, 4]), tensor(-2.3052))
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(self, noise: int, categories: Sequence[int], numbers: int, like: Tensor):
         self.lengths = [noise, *categories, numbers]
@@ -47,7 +47,7 @@ class FactorPrior(Distribution):
 
     @property
     def support(self):  # type: ignore[override]
-        return torch.distributions.constraints.cat([b.support for b in self.blocks], -1, self.lengths)
+        return constraints.cat([b.support for b in self.blocks], -1, self.lengths)
 
     @property
     def mean(self) -> Tensor:
