@@ -31,7 +31,8 @@ class BEGAN(Game):
 
     Args:
         gamma: γ, lower for sharper samples, higher for more various ones; 0.3 to 0.7 in the paper.
-        rate: λ, of the balance.
+        rate: λ, of the balance. The paper's 0.001 is for hundreds of thousands of steps: in a few thousand k would stay
+            near 0, where D is an autoencoder that never learns to fail, and G one picture that it restores well.
         discriminator_steps, regularise: as of `Game`.
     """
 
@@ -43,8 +44,8 @@ class BEGAN(Game):
 
     def __init__(
         self,
-        gamma: Fraction = 0.5,
-        rate: OpenFraction = 0.001,
+        gamma: Fraction = 0.7,
+        rate: OpenFraction = 0.02,
         discriminator_steps: PositiveInt = 1,
         regularise: Regularisers | None = None,
     ):

@@ -23,7 +23,7 @@ class EBGAN(Game):
 
     Args:
         margin: m, in units of the error: it must lie above what the autoencoder can reach on data.
-        repelling: weight of PT in G's loss, 0.1 in the paper; 0 is without.
+        repelling: weight of PT in G's loss; 0 is without.
         discriminator_steps, regularise: as of `Game`.
     """
 
@@ -35,7 +35,7 @@ class EBGAN(Game):
     def __init__(
         self,
         margin: PositiveFloat = 0.2,
-        repelling: NonNegativeFloat = 0.0,
+        repelling: NonNegativeFloat = 0.1,
         discriminator_steps: PositiveInt = 1,
         regularise: Regularisers | None = None,
     ):
