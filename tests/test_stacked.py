@@ -94,7 +94,7 @@ def test_one_classifier_answers_for_all_channels_together():
 def briefly(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """One classifier for this file, trained for less long."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "stacked-tests"))
-    monkeypatch.setattr(features, "STEPS", 150)
+    monkeypatch.setattr(features, "STEPS", 400)
 
 
 def test_modes_are_counted_channel_by_channel():

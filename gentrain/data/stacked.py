@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class Stack:
 
 def stacked_mnist(
     n: PositiveInt = 128_000,
-    channels: PositiveInt = 3,
+    channels: Literal[1, 2, 3, 4] = 3,
     seed: NonNegativeInt = 0,
     root: str | None = None,
     download: bool = True,
@@ -86,7 +87,7 @@ def stacked_mnist(
 
 def stacked_digits(
     n: PositiveInt = 50_000,
-    channels: PositiveInt = 3,
+    channels: Literal[1, 2, 3, 4] = 3,
     seed: NonNegativeInt = 0,
     validation: NonNegativeInt | None = None,
 ) -> Source:

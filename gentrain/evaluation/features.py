@@ -200,7 +200,7 @@ RECIPE = 1
 STEPS, EPOCHS, BATCH, RATE = 1000, 40, 128, 3e-3
 """It is trained for STEPS batches or EPOCHS, whichever ends first."""
 STACKS = 20_000
-"""Of examples whose channels are images of their own, so many are enough: each is several."""
+"""Of examples whose channels are images of their own, so many are enough, in smaller batches: each is several."""
 WIDTH = 64
 """Features: few, so that a covariance of a few thousand samples is well determined."""
 
@@ -339,7 +339,9 @@ def _read(path: Path, subject: Subject) -> Classifier | None:
 
 def _train(subject: Subject) -> Network | PerChannel:
     pipeline = subject.pipeline
-    limit = None if subject.spec.channel_classes is None else STACKS
+    limit, batch_size = (
+        (None, BATCH) if subject.spec.channel_classes is None else (STACKS, BATCH // subject.spec.shape[0])
+    )
     # What stands on levels is kept as bytes: a quarter of the memory, and the same numbers whatever the support.
     top = (
         0
@@ -363,7 +365,7 @@ def _train(subject: Subject) -> Network | PerChannel:
         optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
         for _ in subject.track(range(steps), steps, f"classifier of {subject.spec.name}"):
-            rows = torch.randint(len(x), (BATCH,)).to(x.device)
+            rows = torch.randint(len(x), (batch_size,)).to(x.device)
             loss = nn.functional.cross_entropy(network(as_floats(x[rows])), y[rows])
             optimizer.zero_grad()
             loss.backward()
