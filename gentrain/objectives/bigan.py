@@ -42,27 +42,24 @@ class BiGAN(Plays):
 
     def forward(self, model: Bidirectional, batch: Batch, progress: float) -> Iterator[Update]:
         game, rows, size = self.game, len(batch.x), batch.x[0].numel()
-        view = Judged(
-            model,
-            model.discriminator,
-            lambda pair: model.discriminate_pair(
-                pair[:, :size].reshape(-1, *model.shape), pair[:, size:].reshape(-1, *model.prior.event_shape)
-            ),
-        )
+
+        def judge(pair: Tensor) -> Tensor:
+            x, z = pair.split([size, pair.shape[1] - size], 1)
+            return model.discriminate_pair(x.reshape(-1, *model.shape), z.reshape(-1, *model.prior.event_shape))
+
+        view = Judged(model, model.discriminator, judge)
+        other_way = Judged(model, model.discriminator, lambda pair: mirrored(game, judge(pair)))
         optimizer: Optimizer | None = None
         for step in range(1, game.discriminator_steps + 1):
             with torch.set_grad_enabled(step == game.discriminator_steps):  # only the last pairs teach G and E
                 z = noise.sample(model.prior, rows)
                 real, fake = _pair(batch.x, model.infer(batch.x)), _pair(model.decode(z), z)
-            table = Round(real, None, z, fake, progress)
-            apart = table._replace(x=real.detach(), fakes=fake.detach())
-            loss, metrics = game.discriminator_step(view, apart)
+            loss, metrics = game.discriminator_step(view, Round(real.detach(), None, z, fake.detach(), progress))
             optimizer = yield Update(loss, "discriminator", metrics=metrics)
             yield from game.after_discriminator(view, metrics)
-        loss, metrics = game.generator_step(view, table, optimizer)
+        loss, metrics = game.generator_step(view, Round(real.detach(), None, z, fake, progress), optimizer)
         yield Update(loss, "generator", metrics=metrics)
-        output = view.discriminate(game.regularise.blur(progress)(real))
-        loss = game.generator_loss(mirrored(game, output))
+        loss, _ = game.generator_step(other_way, Round(fake.detach(), None, z, real, progress), optimizer)
         yield Update(loss, "encoder", metrics={"e_loss": loss.detach()})
 
 

@@ -23,14 +23,15 @@ class Judged(Adversarial):
 
     def __init__(self, model: Decoder, discriminator: nn.Module, judge: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.model, self.discriminator, self.judge = model, discriminator, judge
+        self.discriminator, self.judge = discriminator, judge
+        self._model = (model,)  # no submodule: the critic would be in it twice
 
     @property
     def prior(self) -> Distribution:
-        return self.model.prior
+        return self._model[0].prior
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.model.decode(z)
+        return self._model[0].decode(z)
 
     def discriminate(self, x: Tensor) -> Tensor:
         return self.judge(x)
