@@ -12,6 +12,7 @@ import importlib.util
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,23 +67,35 @@ def _of_name(tree: ast.Module, name: str, target: str, source: str) -> Mapping[s
     node = found.get(name)
     if isinstance(node, ast.FunctionDef):
         return _of_function(node, skip=0)
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and not node.level
+        for alias in node.names
+    }
     if isinstance(node, ast.ClassDef):
-        return _of_class(node, found)
-    imported = {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+        package = target.partition(".")[0]  # other packages' modules can't be found without running them
+        near = {name: origin for name, origin in imported.items() if origin.partition(".")[0] == package}
+        return _of_class(node, found, near)
     if name in imported:
         raise Unreadable(target)
     raise UsageError(f"_target_: {target}: {source} defines no {name!r}.{nearest(name, found)}")
 
 
-def _of_class(node: ast.ClassDef, found: Mapping[str, ast.AST]) -> Mapping[str, Parameter]:
+def _of_class(node: ast.ClassDef, found: Mapping[str, ast.AST], imported: Mapping[str, str]) -> Mapping[str, Parameter]:
+    """Its constructor's, or that of its bases in the same file and, by `imported`, in others of the package."""
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return _of_function(item, skip=1)
-    bases = [found.get(base.id) for base in node.bases if isinstance(base, ast.Name)]
+    names = [base.id for base in node.bases if isinstance(base, ast.Name)]
+    bases = [found.get(name, imported.get(name)) for name in names]
     inherited: dict[str, Parameter] = {}
     for base in bases:
         if isinstance(base, ast.ClassDef):
-            inherited |= _of_class(base, found)
+            inherited |= _of_class(base, found, imported)
+        elif isinstance(base, str) and not inherited:
+            with suppress(Unreadable, UsageError):  # of what is no class there, or comes from elsewhere
+                inherited |= parameters(base)
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         own = {
             item.target.id: Parameter(_evaluate(item.annotation), item.value is None)
@@ -90,8 +103,8 @@ def _of_class(node: ast.ClassDef, found: Mapping[str, ast.AST]) -> Mapping[str, 
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
         }
         return inherited | own
-    if any(base is None for base in bases) and not inherited:
-        raise Unreadable(node.name)  # the constructor comes from a class in another file
+    if any(not isinstance(base, ast.AST) for base in bases) and not inherited:
+        raise Unreadable(node.name)  # the constructor comes from a class in another package
     return inherited
 
 
