@@ -368,3 +368,8 @@ def test_an_autoencoding_gan_of_images(network: str):
     assert gan.support == "signed" and x.shape == gan.reconstruct(x).shape == (5, 1, 9, 8) and x.abs().max() <= 1
     shapes = [[p.shape for p in net.parameters()] for net in (gan.generator, gan.discriminator["decoder"])]
     assert shapes[0] == shapes[1], "as in BEGAN, G has the decoder's form"
+
+
+def test_a_constructor_in_another_file_is_checked_too():
+    with pytest.raises(UsageError, match=r"objective\.discriminator_steps=0: must be a whole number of at least 1"):
+        config.check(config.compose("train", ["model=gan", "objective=hinge", "objective.discriminator_steps=0"]))
