@@ -44,8 +44,8 @@ class BEGAN(Game):
 
     def __init__(
         self,
-        gamma: Fraction = 0.7,
-        rate: OpenFraction = 0.02,
+        gamma: Fraction = 0.9,
+        rate: OpenFraction = 0.1,
         discriminator_steps: PositiveInt = 1,
         regularise: Regularisers | None = None,
     ):
