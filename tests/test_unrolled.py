@@ -186,9 +186,9 @@ def test_the_game_is_chosen_on_the_command_line_and_gets_its_settings():
 def test_looking_ahead_moves_nothing_of_the_critic():
     """Weights, running averages of batch normalisation, the optimizer's state: as the real step left them."""
     torch.manual_seed(0)
-    model, objective = DCGAN((1, 8, 8), levels=17, latent_dim=3, channels=2), Unrolled(k=2)
+    model, objective = DCGAN((1, 16, 16), levels=17, latent_dim=3, channels=2), Unrolled(k=2)
     parts = parts_of(objective, model, optim("adam"))
-    updates = objective(model, Batch(torch.rand(6, 1, 8, 8)), 0.0)
+    updates = objective(model, Batch(torch.rand(6, 1, 16, 16)), 0.0)
     first = next(updates)
     parts["discriminator"].step(first, 1.0, 0)
     optimizer = parts["discriminator"].optimizer
