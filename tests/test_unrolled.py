@@ -353,7 +353,7 @@ class NeedsMore(NonSaturating):
 
 
 def test_games_that_are_no_plain_rounds_or_do_not_fit_the_model_are_refused():
-    with pytest.raises(UsageError, match=r"objective\.game=OwnLoop: its rounds are not of one critic"):
+    with pytest.raises(UsageError, match=r"objective\.game=OwnLoop: is no game whose rounds are of one critic"):
         Unrolled(OwnLoop())
     with pytest.raises(UsageError, match=r"objective\.game=NeedsMore: needs a model that is DCGAN, and Dirac isn't"):
         Unrolled(NeedsMore()).require(Dirac(1.0, 1.0))

@@ -12,7 +12,7 @@ from operator import is_
 from torch import Tensor, nn
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Perceives
+from gentrain.models.base import Extended, Perceives
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.layers import LARGEST, SMALLEST
 from gentrain.models.minibatch import Minibatch
@@ -101,7 +101,7 @@ class Form:
             bound_spectrum(critic)
 
 
-class Auxiliary(GeneratorNetwork, Perceives):
+class Auxiliary(GeneratorNetwork, Extended, Perceives):
     """Its critic tells more of an example than whether it is real: outputs that a game alone would not teach.
 
     Attributes:

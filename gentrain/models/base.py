@@ -460,6 +460,11 @@ class Adversarial(Decoder):
         matter: in the games of Goodfellow et al. they are the log-odds that x is real."""
 
 
+class Extended(Adversarial):
+    """Has more to learn than a game of two losses teaches, a classifier or an encoder beside the players for instance,
+    and objectives of its own for it."""
+
+
 class Perceives(Adversarial):
     """Its critic judges by features of x that other losses may use: D(x) is a function of `features(x)`."""
 
@@ -538,7 +543,7 @@ class Bidirectional(Decoder, Encodes, Reconstructs):
         return self.decode(self.codes(x))
 
 
-class AutoencodingCritic(Adversarial, Codes, Reconstructs):
+class AutoencodingCritic(Extended, Codes, Reconstructs):
     """Its critic is an autoencoder that is to restore real examples alone: D(x) is minus the error it makes of x.
 
     `codes(x)` and `reconstruct(x)` are the critic's, with gradients.

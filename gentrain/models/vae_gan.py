@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Conditional, Encodes, Perceives, Reconstructs
+from gentrain.models.base import Conditional, Encodes, Extended, Perceives, Reconstructs
 from gentrain.models.coders import Critic, Plan
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.labels import beside, one_hot
@@ -18,7 +18,7 @@ from gentrain.models.layers import DiagonalNormal, StandardNormal
 from gentrain.types import PositiveInt, Shape
 
 
-class EncodedGAN(GeneratorNetwork, Perceives, Reconstructs):
+class EncodedGAN(GeneratorNetwork, Extended, Perceives, Reconstructs):
     """x = G(z), z ~ N(0, I), with a critic D and an encoder q(z|x) = N(z; μ(x), diag σ²(x)).
 
     Images live in [-1, 1] (`signed`, G ends in tanh), points in the reals (`real`, G ends linear).

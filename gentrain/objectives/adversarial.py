@@ -14,9 +14,7 @@ from torch.optim import Optimizer
 
 from gentrain import noise
 from gentrain.batch import Batch
-from gentrain.models.auxiliary import Auxiliary
-from gentrain.models.base import Adversarial, AutoencodingCritic, given
-from gentrain.models.vae_gan import EncodedGAN
+from gentrain.models.base import Adversarial, Extended, given
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import OpenFraction, PositiveInt
 from gentrain.update import Objective, Update
@@ -65,7 +63,7 @@ class Game(Objective):
     """
 
     needs = Adversarial
-    excludes = (Auxiliary, AutoencodingCritic, EncodedGAN)  # critics with more to learn, or that give errors; encoders
+    excludes = (Extended,)
     parts = ("discriminator", "generator")
     boundary: float | None = 0.0
     probability: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from gentrain.errors import UsageError
 from gentrain.models.base import Adversarial
-from gentrain.objectives.adversarial import Game, NonSaturating, Round, Terms
+from gentrain.objectives.adversarial import Game, Round
+from gentrain.objectives.around import OnGame
 from gentrain.objectives.differentiable import Ahead
 from gentrain.types import NonNegativeInt
-from gentrain.update import Update
 
 
-class Unrolled(Game):
+class Unrolled(OnGame):
     """Any game whose generator looks k steps of the critic ahead (Metz et al. 2017, arXiv:1611.02163).
 
         θ_0 = θ,  θ_{i+1} = step(θ_i, ∇_θ L_D(θ_i, φ)),  and the generator descends L_G(θ_k(θ, φ), φ) in φ
@@ -44,45 +43,14 @@ class Unrolled(Game):
     """
 
     def __init__(self, game: Game | None = None, k: NonNegativeInt = 5, second_order: bool = True):
-        game = game or NonSaturating()
-        if type(game).forward is not Game.forward:
-            raise UsageError(
-                f"objective.game={type(game).__name__}: its rounds are not of one critic and one generator, which is"
-                " what is unrolled; take e.g. objective@objective.game=non_saturating"
-            )
-        super().__init__(game.discriminator_steps)
-        self.game, self.k, self.second_order = game, k, second_order
-        self.parts, self.leaves = game.parts, game.leaves
-        self.boundary, self.probability, self.aim = game.boundary, game.probability, game.aim
-
-    def require(self, model: Any) -> None:
-        if not self.game.fits(type(model)):
-            raise UsageError(
-                f"objective.game={type(self.game).__name__}: needs a model that is {self.game.needs.__name__}, and"
-                f" {type(model).__name__} isn't; take e.g. objective@objective.game=non_saturating"
-            )
-        self.game.require(model)
-
-    def begin(self, model: Any) -> None:
-        self.game.begin(model)
-
-    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        return self.game.discriminator_loss(real, fake)
-
-    def generator_loss(self, fake: Tensor) -> Tensor:
-        return self.game.generator_loss(fake)
-
-    def discriminator_step(self, model: Adversarial, table: Round) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.game.discriminator_step(model, table)
-
-    def after_discriminator(self, model: Adversarial, metrics: Terms) -> Iterator[Update]:
-        return self.game.after_discriminator(model, metrics)
+        super().__init__(game)
+        self.k, self.second_order = k, second_order
 
     def generator_step(
         self, model: Adversarial, table: Round, optimizer: Optimizer | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.k:
-            return self.game.generator_step(model, table, optimizer)
+            return super().generator_step(model, table, optimizer)
         if optimizer is None:
             raise ValueError("nothing has moved the critic: send its optimizer, as gentrain.update.following does")
         # Compiled networks have no second derivatives: here they run as written.

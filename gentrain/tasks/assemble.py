@@ -166,9 +166,10 @@ def _build_model(plain: dict[str, Any], source: Source) -> Generative:
             f"model.shape={list(model.shape)}: {source.spec.name} has {list(source.spec.shape)}; "
             "let it be ${data.shape}"
         )
-    if isinstance(model, Conditional) and model.classes not in (None, source.spec.classes):
+    classes = _classes_of(model)
+    if classes not in (None, source.spec.classes):
         raise UsageError(
-            f"model.classes={model.classes}: {source.spec.name} has {source.spec.classes or 'no labels'}; "
+            f"model.classes={classes}: {source.spec.name} has {source.spec.classes or 'no labels'}; "
             "let it be ${data.classes}"
         )
     levels = plain["model"].get("levels")
@@ -177,6 +178,10 @@ def _build_model(plain: dict[str, Any], source: Source) -> Generative:
             f"model.levels={levels}: {source.spec.name} has {source.spec.levels}; let it be ${{data.levels}}"
         )
     return model
+
+
+def _classes_of(model: object) -> int | None:
+    return model.classes if isinstance(model, Conditional) else None
 
 
 def require_fit(model: Generative, objective: type[Objective], trust: list[str]) -> None:
