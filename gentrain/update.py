@@ -70,7 +70,7 @@ class Objective(nn.Module, ABC):
     allocated in the constructor, and so is checkpointed and moved to the device like everything else.
 
     Class attributes:
-        needs: the capability (a base class of `gentrain.models.base`) a model must have.
+        needs: the capability (a base class of `gentrain.models.base` or `energies`) a model must have.
         excludes: capabilities of models that have what is needed and are still not trained in this way.
         parts: names of the submodules it trains, each with its own optimizer; "" is the whole model. An objective whose
             settings decide that sets its own in the constructor.

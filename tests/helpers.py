@@ -14,7 +14,7 @@ from gentrain import config
 from gentrain import device as devices
 from gentrain.errors import Interrupted, UsageError
 from gentrain.evaluation.ais import Mean, anneal, log_mean
-from gentrain.models.base import TemperedPath
+from gentrain.models.energies import TemperedPath
 from gentrain.settings import DeviceSettings
 from gentrain.signals import Stop
 from gentrain.tasks.assemble import Assembly, assemble

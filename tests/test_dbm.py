@@ -16,9 +16,9 @@ from gentrain.data.synthetic import bars_distribution
 from gentrain.errors import UsageError
 from gentrain.evaluation.bound import Bound
 from gentrain.evaluation.estimator import Finding, Subject
-from gentrain.models.base import Bounded, TemperedPath
 from gentrain.models.dbm import DBM
 from gentrain.models.doubled import DoubledRBM, Sweep
+from gentrain.models.energies import Bounded, TemperedPath
 from gentrain.models.enumeration import states
 from gentrain.models.rbm import RBM
 from gentrain.objectives.contrastive import CD

@@ -35,7 +35,8 @@ from gentrain.evaluation.estimator import Estimator, Finding, Subject, seeded
 from gentrain.evaluation.features import samples
 from gentrain.evaluation.likelihood import ELBO, IWAE, Exact, Pseudo, findings
 from gentrain.evaluation.parzen import Parzen, parzen_log_likelihood
-from gentrain.models.base import Decoder, Density, Generative, LatentVariable, TemperedPath
+from gentrain.models.base import Decoder, Density, Generative, LatentVariable
+from gentrain.models.energies import TemperedPath
 from gentrain.models.enumeration import states
 from gentrain.models.rbm import RBM, RBMPath, _blocks
 from gentrain.types import Support

@@ -16,7 +16,7 @@ from gentrain.device import own_randomness
 from gentrain.errors import Interrupted
 from gentrain.evaluation.estimator import seeded
 from gentrain.evaluation.heldout import SEED, held_out
-from gentrain.models.base import EnergyBased
+from gentrain.models.energies import EnergyBased
 from gentrain.objectives.contrastive import PCD
 from gentrain.pictures import draw
 from gentrain.run import read_metrics

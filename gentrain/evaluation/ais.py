@@ -18,7 +18,7 @@ from torch import Tensor
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
 from gentrain.evaluation.likelihood import findings, require_support
-from gentrain.models.base import Annealed, Enumerable, TemperedPath
+from gentrain.models.energies import Annealed, Enumerable, TemperedPath
 from gentrain.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 State = TypeVar("State")

@@ -14,7 +14,8 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.codes import squared_error, unit_scaled
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
 from gentrain.evaluation.likelihood import ELBO
-from gentrain.models.base import Conditional, Density, Generative, LatentVariable, Reconstructs, Unnormalised
+from gentrain.models.base import Conditional, Density, Generative, LatentVariable, Reconstructs
+from gentrain.models.energies import Unnormalised
 from gentrain.types import PositiveInt
 
 Score = Callable[[Tensor], Tensor]

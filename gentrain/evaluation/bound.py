@@ -10,7 +10,7 @@ import torch
 from gentrain.evaluation.ais import MURRAY, Annealing, found_on_the_way
 from gentrain.evaluation.estimator import Finding, Subject
 from gentrain.evaluation.likelihood import findings, over_examples
-from gentrain.models.base import Bounded
+from gentrain.models.energies import Bounded
 from gentrain.types import Fraction, NonNegativeFloat, PositiveInt
 
 BASE = 10_000

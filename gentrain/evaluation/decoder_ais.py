@@ -23,7 +23,8 @@ from gentrain.evaluation.ais import anneal
 from gentrain.evaluation.codes import unit_scaled
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
 from gentrain.evaluation.likelihood import findings, require_bits, require_support
-from gentrain.models.base import Conditional, Decoder, LatentVariable, TemperedPath
+from gentrain.models.base import Conditional, Decoder, LatentVariable
+from gentrain.models.energies import TemperedPath
 from gentrain.types import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
 
 GRID = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)

@@ -14,7 +14,8 @@ from torch import Tensor
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
-from gentrain.models.base import Density, Enumerable, LatentVariable, PseudoLikelihood, given, kind_given
+from gentrain.models.base import Density, LatentVariable, given, kind_given
+from gentrain.models.energies import Enumerable, PseudoLikelihood
 from gentrain.models.latent import divergence, draw, log_likelihood
 from gentrain.types import PositiveInt
 

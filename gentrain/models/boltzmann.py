@@ -12,14 +12,8 @@ from torch.nn.functional import logsigmoid, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import (
-    Annealed,
-    Completes,
-    Enumerable,
-    PseudoLikelihood,
-    StartsFromMean,
-    TemperedPath,
-)
+from gentrain.models.base import Completes, StartsFromMean
+from gentrain.models.energies import Annealed, Enumerable, PseudoLikelihood, TemperedPath
 from gentrain.models.enumeration import (
     Remembered,
     draw_states,

@@ -12,18 +12,10 @@ from torch.nn.functional import softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import (
-    Bounded,
-    Codes,
-    Completes,
-    Filters,
-    MarkovChain,
-    Reconstructs,
-    StartsFromMean,
-    TemperedPath,
-)
+from gentrain.models.base import Codes, Completes, Filters, Reconstructs, StartsFromMean
 from gentrain.models.classifier import Discriminative
 from gentrain.models.doubled import DoubledRBM, Sweep
+from gentrain.models.energies import Bounded, MarkovChain, TemperedPath
 from gentrain.models.enumeration import states
 from gentrain.models.rbm import RBM
 from gentrain.models.stack import Stack

@@ -11,17 +11,10 @@ from torch.special import entr
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import (
-    Bounded,
-    Codes,
-    Conditional,
-    Filters,
-    Reconstructs,
-    StartsFromMean,
-    TemperedPath,
-)
+from gentrain.models.base import Codes, Conditional, Filters, Reconstructs, StartsFromMean
 from gentrain.models.belief import Affine, Cascade, Directed, cascade
 from gentrain.models.classifier import Discriminative
+from gentrain.models.energies import Bounded, TemperedPath
 from gentrain.models.enumeration import states
 from gentrain.models.label_rbm import LabelRBM
 from gentrain.models.rbm import RBM, RBMPath

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from gentrain.models.base import Codes, Unnormalised
+from gentrain.models.base import Codes
+from gentrain.models.energies import Unnormalised
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.layers import StandardNormal, mlp
 from gentrain.types import PositiveFloat, PositiveInt, Shape

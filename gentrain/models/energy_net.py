@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm as normalised
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import EnergyBased
+from gentrain.models.energies import EnergyBased
 from gentrain.models.layers import mlp
 from gentrain.models.pyramid import pyramid
 from gentrain.models.standard import Standardised

@@ -11,14 +11,8 @@ from torch.nn.functional import linear, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import (
-    Annealed,
-    Codes,
-    Enumerable,
-    Filters,
-    Reconstructs,
-    TemperedPath,
-)
+from gentrain.models.base import Codes, Filters, Reconstructs
+from gentrain.models.energies import Annealed, Enumerable, TemperedPath
 from gentrain.models.enumeration import Remembered, draw_states, log_total, quadratic
 from gentrain.models.harmonium import Clamped
 from gentrain.models.standard import Standardised

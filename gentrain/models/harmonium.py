@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gentrain import noise
-from gentrain.models.base import Completes, Harmonium, Tempers
+from gentrain.models.base import Completes
+from gentrain.models.energies import Harmonium, Tempers
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 

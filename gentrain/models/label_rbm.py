@@ -10,16 +10,8 @@ from torch.nn.functional import linear, one_hot, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import (
-    Classifies,
-    Codes,
-    Completes,
-    Conditional,
-    Enumerable,
-    Filters,
-    Reconstructs,
-    StartsFromMean,
-)
+from gentrain.models.base import Classifies, Codes, Completes, Conditional, Filters, Reconstructs, StartsFromMean
+from gentrain.models.energies import Enumerable
 from gentrain.models.harmonium import BinaryHidden
 from gentrain.models.rbm import RBM
 from gentrain.types import NonNegativeInt, PositiveInt, Shape

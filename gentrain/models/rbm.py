@@ -13,16 +13,8 @@ from torch.nn.functional import logsigmoid, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import (
-    Annealed,
-    Codes,
-    Enumerable,
-    Filters,
-    PseudoLikelihood,
-    Reconstructs,
-    StartsFromMean,
-    TemperedPath,
-)
+from gentrain.models.base import Codes, Filters, Reconstructs, StartsFromMean
+from gentrain.models.energies import Annealed, Enumerable, PseudoLikelihood, TemperedPath
 from gentrain.models.enumeration import Block, Remembered, draw_states, log_total, states
 from gentrain.models.harmonium import Bilinear, BinaryHidden, BinaryVisible, Clamped
 from gentrain.types import NonNegativeInt, PositiveInt, Shape

@@ -15,7 +15,7 @@ from torch import Tensor
 from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import EnergyBased, Enumerable, Harmonium, PseudoLikelihood
+from gentrain.models.energies import EnergyBased, Enumerable, Harmonium, PseudoLikelihood
 from gentrain.models.harmonium import Bilinear
 from gentrain.objectives.classify import own_class_scores
 from gentrain.objectives.refinements import Refinements

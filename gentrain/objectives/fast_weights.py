@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gentrain.batch import Batch
-from gentrain.models.base import Harmonium
+from gentrain.models.energies import Harmonium
 from gentrain.models.harmonium import Bilinear
 from gentrain.objectives.contrastive import INSTANT, Persistent
 from gentrain.objectives.refinements import Refinements

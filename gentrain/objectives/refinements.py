@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Harmonium
+from gentrain.models.energies import Harmonium
 from gentrain.models.harmonium import Bilinear, BinaryHidden
 from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, Shape
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gentrain import noise
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import EnergyBased
+from gentrain.models.energies import EnergyBased
 from gentrain.objectives.contrastive import Contrastive
 from gentrain.types import Fraction, NonNegativeFloat, PositiveInt, Shape
 from gentrain.update import Update

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gentrain import noise
 from gentrain.batch import Batch
-from gentrain.models.base import Tempers
+from gentrain.models.energies import Tempers
 from gentrain.objectives.contrastive import INSTANT, ClosedForm
 from gentrain.objectives.refinements import Refinements
 from gentrain.types import NonNegativeInt, OpenFraction, PositiveInt

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gentrain.models.base import Bounded, TemperedPath
+from gentrain.models.energies import Bounded, TemperedPath
 from gentrain.truth.base import Case, Unchecked, Verdict, claims
 from gentrain.truth.models import ROUNDING
 from gentrain.truth.spaces import STATES, Space, discrete, follow, over

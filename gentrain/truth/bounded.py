@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gentrain.models.base import Bounded
+from gentrain.models.energies import Bounded
 from gentrain.truth.base import Case, Unchecked, Verdict, claims
 from gentrain.truth.models import SIGMAS
 from gentrain.truth.spaces import over

@@ -9,10 +9,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from gentrain.evaluation.likelihood import IWAE
-from gentrain.models.base import (
-    Conditional,
-    LatentVariable,
-)
+from gentrain.models.base import Conditional, LatentVariable
 from gentrain.truth.base import Case, Unchecked, Verdict, claims
 from gentrain.truth.models import ROUNDING, ROWS, SIGMAS, require_smooth
 from gentrain.truth.spaces import (

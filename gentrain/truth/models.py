@@ -12,22 +12,17 @@ from gentrain.models.base import (
     Adversarial,
     AutoencodingCritic,
     Bidirectional,
-    Bounded,
     Codes,
     Decoder,
     Density,
-    EnergyBased,
-    Enumerable,
     Filters,
     Generative,
-    Harmonium,
     LatentVariable,
-    PseudoLikelihood,
     Reconstructs,
-    Unnormalised,
     evenly,
     given,
 )
+from gentrain.models.energies import Bounded, EnergyBased, Enumerable, Harmonium, PseudoLikelihood, Unnormalised
 from gentrain.truth.base import Case, Unchecked, Verdict, claims, differences
 from gentrain.truth.spaces import (
     SHARP,

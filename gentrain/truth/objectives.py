@@ -11,19 +11,8 @@ from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.device import Device
-from gentrain.models.base import (
-    Adversarial,
-    Density,
-    EnergyBased,
-    Enumerable,
-    Generative,
-    LatentVariable,
-    PseudoLikelihood,
-    Unnormalised,
-    evenly,
-    given,
-    kind_given,
-)
+from gentrain.models.base import Adversarial, Density, Generative, LatentVariable, evenly, given, kind_given
+from gentrain.models.energies import EnergyBased, Enumerable, PseudoLikelihood, Unnormalised
 from gentrain.objectives.adversarial import Game
 from gentrain.objectives.contrastive import Contrastive
 from gentrain.optim import Optim

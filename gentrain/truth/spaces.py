@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gentrain.models.base import Conditional, Density, EnergyBased, Generative, LatentVariable
+from gentrain.models.base import Conditional, Density, Generative, LatentVariable
+from gentrain.models.energies import EnergyBased
 from gentrain.models.latent import BinaryLatent
 
 STATES = 1 << 14
