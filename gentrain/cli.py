@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:  # under torchrun every process has the same to say
         return _complain(str(error), error.code, show) if os.environ.get("RANK", "0") == "0" else error.code
     except GentrainError as error:
-        return _complain(str(error), error.code, show)
+        code = _complain(str(error), error.code, show)
+        _let_go(error)
+        return code
     except KeyboardInterrupt:
         return _complain("stopped", 130, show)
     except BrokenPipeError:  # `gentrain --help | head`
@@ -58,6 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what tracebacks hold, in silence: an object that a signal found half made complains from its destructor."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        link: BaseException | None = error
+        while link is not None:
+            traceback.clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+    finally:
+        sys.unraisablehook = hook
 
 
 def spin_briefly() -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 
 import gentrain
 from gentrain import __version__, config
-from gentrain.cli import VERBS, main
+from gentrain.cli import VERBS, _let_go, main
+from gentrain.errors import Interrupted
 
 QUICK = [*TINY, "trainer.sample_every=0", "trainer.evaluate_every=0", "trainer.steps=4"]
 WITHOUT_TORCH = """
@@ -175,3 +176,29 @@ def test_a_checkpoint_file_can_be_sampled_as_well_as_its_run(trained: dict[str, 
     blocked = tmp_path / "a.npz" / "x.png"
     assert main(["sample", f"run={trained['rbm']}", f"out={blocked}"]) == 74
     assert str(tmp_path / "a.npz") in capsys.readouterr().err
+
+
+def test_objects_that_a_signal_left_half_made_go_in_silence(monkeypatch: pytest.MonkeyPatch):
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    gone: list[str] = []
+
+    class Half:
+        def __init__(self) -> None:
+            raise Interrupted("stopped at once by SIGTERM", 15)
+
+        def __del__(self) -> None:
+            gone.append("gone")
+            raise AttributeError("pos")
+
+    def caught() -> Interrupted:
+        try:
+            Half()
+        except Interrupted as error:
+            return Interrupted("reported", 15).with_traceback(error.__traceback__)
+        raise AssertionError
+
+    error = caught()
+    assert not gone
+    _let_go(error)
+    assert gone == ["gone"] and complaints == []

@@ -318,7 +318,8 @@ def test_the_balance_of_began_follows_its_formula(gamma: float, start: float, en
 
 
 def test_the_balance_is_kept_in_the_checkpoint(tmp_path: Path):
-    overrides = ["model=autoencoding_gan", "data=ring", "model.hidden=[8]", "objective.rate=0.5", "trainer.steps=6"]
+    overrides = ["model=autoencoding_gan", "objective=began", "data=ring", "model.hidden=[8]", "objective.rate=0.5"]
+    overrides.append("trainer.steps=6")
     straight = fit(bare_trainer(tmp_path / "a", *overrides))
     stopped = fit(bare_trainer(tmp_path / "b", *overrides), until=3)
     half = stopped.objective.k.item()

@@ -218,7 +218,8 @@ def _own_loss(case: Case, model: Generative, objective: Objective, part: str, se
 
 
 def train_alone(case: Case, part: str) -> tuple[Generative, float, float]:
-    """The model after STEPS updates of one part on a batch that stays the same; its loss before and after."""
+    """The model after STEPS updates of one part on a batch that stays the same; its loss before and after, both by the
+    objective as it was: what that keeps from step to step, the weight of a term for instance, may have moved since."""
     model, objective = copies(case)
     parts, batch = parts_of(objective, model, case.optim), case.batches[0]
     before = _own_loss(case, *copies(case), part)
@@ -227,7 +228,7 @@ def train_alone(case: Case, part: str) -> tuple[Generative, float, float]:
             for update in played(objective(model, batch, 0.99), parts):
                 if update.part == part and (update.loss is not None or update.grads is not None):
                     parts[part].step(update, 1.0, step)
-    return model, before, _own_loss(case, copy.deepcopy(model), copy.deepcopy(objective), part)
+    return model, before, _own_loss(case, copy.deepcopy(model), copies(case)[1], part)
 
 
 def _has_loss(case: Case, part: str) -> bool:
