@@ -67,8 +67,10 @@ def _let_go(error: BaseException) -> None:
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
         link: BaseException | None = error
-        while link is not None:
+        seen: set[int] = set()
+        while link is not None and id(link) not in seen:  # causes and contexts together may go in a circle
             traceback.clear_frames(link.__traceback__)
+            seen.add(id(link))
             link = link.__cause__ or link.__context__
     finally:
         sys.unraisablehook = hook

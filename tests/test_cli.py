@@ -202,3 +202,9 @@ def test_objects_that_a_signal_left_half_made_go_in_silence(monkeypatch: pytest.
     assert not gone
     _let_go(error)
     assert gone == ["gone"] and complaints == []
+
+
+def test_errors_that_caused_each_other_are_let_go():
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__context__ = second, first
+    _let_go(first)
