@@ -40,6 +40,21 @@ def test_a_training_is_watched_and_learns_the_same(tmp_path: Path):
     assert differences(states[0]["rng"], states[1]["rng"]) == []
 
 
+def test_classifiers_of_the_data_watch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("gentrain.evaluation.features.STEPS", 3)  # of the classifier that judges samples
+    words = [
+        "model=gan",
+        "data=digits",
+        "model.hidden=[8]",
+        "device=cpu",
+        "trainer.steps=2",
+        "trainer.evaluate_every=2",
+    ]
+    run = gentrain.train([*words, "trainer.watch=[modes,fid]", f"output={tmp_path}/out"]).path
+    assert {"validation/classes_covered", "validation/label_kl", "validation/fid"} <= set(filed(run)[2])
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -34,9 +34,10 @@ class Look:
     Every method first finds out all it wants to know and writes nothing; the function it returns files that.
     """
 
-    def __init__(self, report: Report, pipeline: Pipeline, watched: Sequence[Estimator] = ()):
+    def __init__(self, report: Report, pipeline: Pipeline, watched: Sequence[Estimator] = (), fingerprint: str = ""):
         self.report = report
         self.watched = watched
+        self.fingerprint = fingerprint  # of the training set, under which those who watch keep what they learn of it
         self.pipeline = pipeline
         self.picture: Path | None = None
         self._wrote = -1
@@ -79,7 +80,7 @@ class Look:
     def _found_by(self, estimators: Sequence[Estimator], trainer: Trainer, split: str) -> dict[str, float]:
         """What those of the estimators that fit the model find on the first held-out examples."""
         n = min(LOOKED_AT, self.pipeline.spec.sizes[split])
-        subject = Subject(trainer.averaged, self.pipeline, split, n)
+        subject = Subject(trainer.averaged, self.pipeline, split, n, data=self.fingerprint)
         fitting = [e for e in estimators if e.unfit(subject) is None]
         with seeded(SEED):
             found = [f for estimator in fitting for f in estimator(subject)]

@@ -88,7 +88,8 @@ def prepare(
     settings = TrainerSettings(**assembly.plain["trainer"])
     total = settings.total_steps(assembly.pipeline.steps_per_epoch)
     report = Report(path if main else None, first_step, total)
-    look = Look(report, assembly.pipeline, watchers(settings.watch, Subject(assembly.model, assembly.pipeline)))
+    watching = watchers(settings.watch, Subject(assembly.model, assembly.pipeline))
+    look = Look(report, assembly.pipeline, watching, assembly.source.fingerprint() if watching else "")
     keeper = checkpoint.Keeper(path / "checkpoints", settings.keep)
     trainer = Trainer(
         assembly.model, assembly.objective, assembly.pipeline, assembly.optim, settings, device, report, keeper, look,
