@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 # First words of the hashes from which streams of random numbers come: no two purposes share a stream.
-_ORDER, _DRAW, _EVALUATION, _STATIC, _SOME = 1, 2, 3, 4, 5
+_ORDER, _DRAW, _EVALUATION, _STATIC, _SOME = 1, 2, 3, 4, 6  # 5 is the samples' that evaluation draws
 
 
 class Pipeline:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1000  # samples drawn at a time
 KEPT = 256 << 20  # bytes of samples, or of features of one set, that are kept from one estimator to the next
-_SAMPLES = 5  # first word of the hashes that seed the samples; the data pipeline has 1 to 4
+_SAMPLES = 5  # first word of the hashes that seed the samples; the data pipeline has 1 to 4 and 6
 
 
 # --- examples and samples -------------------------------------------------------------------------------------------
