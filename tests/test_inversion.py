@@ -58,24 +58,30 @@ def test_no_code_leaves_the_priors_support():
     torch.testing.assert_close(found.z, torch.tensor([[0.3, 1.0], [-1.0, 0.5]]), atol=0.01, rtol=0)
 
 
-class Hills(Decoder):
-    """x = sin(3z) + z/2 of one number, z ~ N(0, 2²): descent from many starts ends in another valley."""
+class Unit(Decoder):
+    """z ~ N(0, s² I) in `dims` dimensions."""
 
-    shape, support = (1,), "real"
+    support, dims, deviation = "real", 1, 1.0
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("zero", torch.zeros(1))
+        self.register_buffer("zero", torch.zeros(self.dims))
 
     @property
     def prior(self) -> Distribution:
-        return Independent(Normal(torch.zeros(1), 2 * torch.ones(1)), 1)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return torch.sin(3 * z) + z / 2
+        return Independent(Normal(torch.zeros(self.dims), self.deviation), 1)
 
     def sample(self, n: int) -> Tensor:
         return self.decode(self.prior.sample(torch.Size([n])))
+
+
+class Hills(Unit):
+    """x = sin(3z) + z/2 of one number, z ~ N(0, 2²): descent from many starts ends in another valley."""
+
+    shape, deviation = (1,), 2.0
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.sin(3 * z) + z / 2
 
 
 def test_the_best_of_several_starts_counts():
@@ -87,18 +93,10 @@ def test_the_best_of_several_starts_counts():
     torch.testing.assert_close(Hills().decode(several.z), several.x)
 
 
-class Shadow(Perceives):
+class Shadow(Unit, Perceives):
     """G(z) = (z, 0), z ~ N(0, 1); the critic's features are 2 x_2."""
 
-    shape, support = (2,), "real"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("zero", torch.zeros(1))
-
-    @property
-    def prior(self) -> Distribution:
-        return Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
+    shape = (2,)
 
     def decode(self, z: Tensor) -> Tensor:
         return torch.cat([z, 0 * z], 1)
@@ -108,9 +106,6 @@ class Shadow(Perceives):
 
     def discriminate(self, x: Tensor) -> Tensor:
         return self.features(x).flatten()
-
-    def sample(self, n: int) -> Tensor:
-        return self.decode(self.prior.sample(torch.Size([n])))
 
 
 def points(tmp_path: Path, name: str, x: np.ndarray, y: np.ndarray | None = None) -> Pipeline:
@@ -157,24 +152,13 @@ def test_the_picture_pairs_examples_with_what_comes_nearest(tmp_path: Path):
     assert len(drawn.x) % (drawn.columns or 1) == 0
 
 
-class Sided(Decoder):
+class Sided(Unit):
     """x = 5 z, z ~ N(0, I) in two dimensions."""
 
-    shape, support = (2,), "real"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("zero", torch.zeros(1))
-
-    @property
-    def prior(self) -> Distribution:
-        return Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    shape, dims = (2,), 2
 
     def decode(self, z: Tensor) -> Tensor:
         return 5 * z
-
-    def sample(self, n: int) -> Tensor:
-        return self.decode(self.prior.sample(torch.Size([n])))
 
 
 def test_arithmetic_without_an_encoder_goes_by_the_labels_of_the_nearest_examples(tmp_path: Path):

@@ -22,6 +22,7 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.ais import anneal
 from gentrain.evaluation.codes import unit_scaled
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
+from gentrain.evaluation.inversion import discontinuous
 from gentrain.evaluation.likelihood import findings, require_bits, require_support
 from gentrain.models.base import Conditional, Decoder, LatentVariable
 from gentrain.models.energies import TemperedPath
@@ -283,10 +284,8 @@ class DecoderAIS(Estimator):
         if isinstance(model, Conditional) and model.classes:
             bound = ": iwae bounds it" if isinstance(model, LatentVariable) else ""
             return f"is p(x|y), whose codes are annealed for no label here{bound}"
-        try:
-            biject_to(model.prior.support)
-        except NotImplementedError:
-            return f"has a prior, {type(model.prior).__name__}, that isn't continuous: there is no gradient to follow"
+        if (reason := discontinuous(model.prior)) is not None:
+            return reason
         if isinstance(model, LatentVariable):
             if self.observation != "auto":
                 return (

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from gentrain import pictures
 from gentrain.evaluation.codes import binomial_error, nearest, numpy
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject
+from gentrain.evaluation.inversion import expected
 from gentrain.models.base import Conditional, Decoder, Encodes, LatentVariable
 from gentrain.types import PositiveInt
 
@@ -58,9 +58,7 @@ class CodesMap(Estimator):
         if pictures.is_image(model.shape):
             order = far.argsort()
             rows = order[torch.linspace(0, len(order) - 1, min(self.shown, len(order))).round().long().to(order.device)]
-            decoded = model.decode(drawn[rows])
-            x = decoded.mean if isinstance(decoded, Distribution) else decoded
-            images = pictures.show(x, model, subject.spec.levels)
+            images = pictures.show(expected(model, drawn[rows]), model, subject.spec.levels)
             plane = _plane(judged, drawn.flatten(1))
             yield Picture("codes_map", pictures.codes_map(*plane, None if labels is None else numpy(labels), images))
 

@@ -41,10 +41,15 @@ def unsuited(model: Generative) -> str | None:
         return "decodes nothing without a label, which the search for a code doesn't know"
     if not isinstance(model, LatentVariable | Decoder):
         return "decodes nothing: it is no LatentVariable or Decoder"
+    return discontinuous(model.prior)
+
+
+def discontinuous(prior: Distribution) -> str | None:
+    """That no gradient leads through this prior's codes, in words that follow a model's name; None if one does."""
     try:
-        biject_to(model.prior.support)
-    except NotImplementedError:
-        return f"has a prior, {type(model.prior).__name__}, that isn't continuous: there is no gradient to follow"
+        biject_to(prior.support)
+    except NotImplementedError:  # torch's answer for a support without a bijection onto the reals
+        return f"has a prior, {type(prior).__name__}, that isn't continuous: there is no gradient to follow"
     return None
 
 
