@@ -8,7 +8,6 @@ trains on the data set's own labels, once, and keeps in the cache folder; its sh
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import logging
 import math
@@ -26,11 +25,11 @@ from gentrain import pictures
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.places import cache_folder
 from gentrain.data.randomness import derive, fixed_permutation
-from gentrain.data.vision import _torchvision
 from gentrain.device import own_randomness
 from gentrain.errors import DiskError, GentrainError, UsageError
 from gentrain.evaluation.channels import PerChannel
 from gentrain.evaluation.estimator import Subject, seeded
+from gentrain.evaluation.inception import inception
 from gentrain.files import read_json, write_atomic, write_json
 from gentrain.models.layers import SMALLEST, mlp
 
@@ -189,7 +188,7 @@ def space(subject: Subject, features: str) -> Space:
         judge = classifier(subject)
         return Space(features, judge.network.features, {"feature_space": features, **judge.settings})
     if features == "inception":
-        return Space(features, _inception(subject), {"feature_space": features})
+        return Space(features, inception(subject), {"feature_space": features})
     return Space("pixels", lambda x: x.flatten(1), {"feature_space": "pixels"})
 
 
@@ -384,43 +383,3 @@ def _accuracy(network: Network | PerChannel, subject: Subject) -> tuple[str, flo
         right += int((network(unit(subject.pipeline, batch.x)).argmax(1) == batch.y).sum())
         total += len(batch.y)
     return split, right / total, total
-
-
-# --- Inception ------------------------------------------------------------------------------------------------------
-
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
-INCEPTION_SHA256 = "6726825d"  # how it begins
-
-
-def _inception(subject: Subject) -> Callable[[Tensor], Tensor]:
-    """The 2,048 features of published FIDs, by torch-fidelity, from weights that already lie in torch's hub folder.
-
-    Raises:
-        UsageError: the data are no images of one or three channels, or package or weights are missing.
-    """
-    if not subject.spec.is_image or subject.spec.shape[0] not in (1, 3):
-        raise UsageError(
-            f"features=inception: takes images of one or three channels, data={subject.spec.name} has examples of shape"
-            f" {list(subject.spec.shape)}; set features=auto"
-        )
-    if importlib.util.find_spec("torch_fidelity") is None:
-        raise UsageError("features=inception: needs torch-fidelity, which is not installed: pip install torch-fidelity")
-    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
-    if not path.exists():
-        raise UsageError(f"features=inception: there is no {path}; it can be had from {INCEPTION_URL}")
-    content = path.read_bytes()
-    if not hashlib.sha256(content).hexdigest().startswith(INCEPTION_SHA256):
-        raise UsageError(f"features=inception: {path} is damaged; it can be had from {INCEPTION_URL}")
-    torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # torch-fidelity would unpickle anything
-    _torchvision()  # which torch-fidelity imports: made to fit a CPU-only torch
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    extractor: Any = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
-    extractor = extractor.to(subject.device).eval()
-
-    def embed(x: Tensor) -> Tensor:
-        pixels = (x * 255).round().byte().expand(-1, 3, -1, -1)
-        return torch.cat([extractor(piece)[0] for piece in pixels.split(50)])
-
-    return embed
