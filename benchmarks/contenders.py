@@ -192,6 +192,7 @@ VAE = ("model=vae", "data=mnist", "model.hidden=[400]", "model.latent_dim=20", "
 RBM = ("model=rbm", "data=mnist", "model.hidden=500", "objective=cd", "objective.k=1", "data.batch_size=100")
 PERSISTENT = ("model=rbm", "data=mnist", "model.hidden=500", "data.batch_size=100")  # their own default is k=1
 PLAIN = ("optim.momentum=0", "optim.weight_decay=0")  # as the bare loop, which has neither
+BLIND = ("trainer.evaluate_every=0", "trainer.sample_every=0", "trainer.checkpoint_every=0")  # the steps by themselves
 DCGAN = ("model=dcgan", "data=mnist", "data.batch_size=128")
 
 CONTENDERS = {
@@ -210,6 +211,7 @@ CONTENDERS = {
         "bare loop": lambda: rbm_bare(fast=False),
         "bare loop, fast draws": lambda: rbm_bare(fast=True),
         "gentrain": lambda: gentrain(*RBM, *PLAIN, "data.binarization=threshold"),
+        "gentrain, without looking": lambda: gentrain(*RBM, *PLAIN, *BLIND, "data.binarization=threshold"),
         "gentrain, bf16": lambda: gentrain(*RBM, *PLAIN, "data.binarization=threshold", "device.precision=bf16"),
         "gentrain, its defaults (momentum, weight decay, dynamic binarization)": lambda: gentrain(*RBM),
         "scikit-learn's BernoulliRBM (PCD-1)": rbm_scikit_learn,
@@ -218,6 +220,9 @@ CONTENDERS = {
         "bare loop": lambda: rbm_bare(fast=False, persistent=True),
         "bare loop, fast draws": lambda: rbm_bare(fast=True, persistent=True),
         "gentrain": lambda: gentrain(*PERSISTENT, "objective=pcd", *PLAIN, "data.binarization=threshold"),
+        "gentrain, without looking": lambda: gentrain(
+            *PERSISTENT, "objective=pcd", *PLAIN, *BLIND, "data.binarization=threshold"
+        ),
         "gentrain, its defaults (momentum, weight decay, dynamic binarization)": lambda: gentrain(
             *PERSISTENT, "objective=pcd"
         ),

@@ -45,14 +45,22 @@ class Bilinear(Harmonium):
 
     def energy_gradient(self, data: tuple[Tensor, Tensor], chain: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         (v, h), (v_chain, h_chain) = ((x.flatten(1), h) for x, h in (data, chain))
-        # ∂E/∂W = -h vᵀ. One product for both means: under autocast their difference is then rounded, not each of them.
-        signed = torch.cat([h * (-1 / len(h)), h_chain * (1 / len(h_chain))])
-        both = torch.cat([v.to(v_chain.dtype), v_chain])
+        share, share_chain = 1 / len(h), 1 / len(h_chain)
+        if torch.is_autocast_enabled(v.device.type):
+            # One product for both means: it is then their difference that is rounded, not each of them.
+            signed = torch.cat([h * -share, h_chain * share_chain])
+            weight = (signed.t() @ torch.cat([v.to(v_chain.dtype), v_chain])).float()
+        else:
+            weight = torch.mm(h.t(), v).addmm_(h_chain.t(), v_chain, beta=-share, alpha=share_chain)
         return {
-            "weight": (signed.t() @ both).float(),
-            "visible_bias": v_chain.sum(0, dtype=torch.float32) / len(h_chain) - v.sum(0, dtype=torch.float32) / len(h),
-            "hidden_bias": signed.sum(0, dtype=torch.float32),
+            "weight": weight,  # ∂E/∂W = -h vᵀ
+            "visible_bias": _mean(v_chain) - _mean(v),
+            "hidden_bias": _mean(h_chain) - _mean(h),
         }
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.sum(0, dtype=torch.float32) / len(x)
 
 
 class BinaryVisible(Bilinear):
