@@ -14,6 +14,17 @@ def one_hot(model: Generative, y: Tensor | None, rows: int) -> Tensor:
     """Labels y (B,) of `rows` examples as zeros and a one, (B, K), for a conditional model of K classes.
 
     Raises:
+        UsageError: as of `checked`.
+    """
+    y = checked(model, y, rows)
+    assert isinstance(model, Conditional) and model.classes
+    return functional.one_hot(y.long(), model.classes).float()
+
+
+def checked(model: Generative, y: Tensor | None, rows: int) -> Tensor:
+    """Labels y (B,) of `rows` examples for a conditional model of K classes.
+
+    Raises:
         UsageError: there are none, another number of them than of examples, or one that the model doesn't know.
     """
     assert isinstance(model, Conditional) and model.classes
@@ -27,7 +38,7 @@ def one_hot(model: Generative, y: Tensor | None, rows: int) -> Tensor:
         wrong = y[(y < 0) | (y >= classes)]
         if len(wrong):
             raise UsageError(f"{name}: there is no label {int(wrong[0])}; the model knows 0 to {classes - 1}")
-    return functional.one_hot(y.long(), classes).float()
+    return y
 
 
 def beside(x: Tensor, label: Tensor, maps: bool) -> Tensor:

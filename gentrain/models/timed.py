@@ -23,8 +23,8 @@ SMALLEST = 8
 
 
 class TimeFeatures(nn.Module):
-    """cos(ω_i t), sin(ω_i t) for frequencies ω_i from 1000 to 0.1 in equal ratios: those of Ho et al. (2020), which are
-    Vaswani et al.'s (2017), for a time in [0, 1] that is counted in thousandths.
+    """cos(ω_i t), sin(ω_i t) for frequencies ω_i from `fastest` to 0.1 in equal ratios. With 1000 they are those of Ho
+    et al. (2020), which are Vaswani et al.'s (2017), for a time in [0, 1] that is counted in thousandths.
 
     >>> TimeFeatures(4)(torch.tensor([0.0]))
     tensor([[1., 1., 0., 0.]])
@@ -32,14 +32,14 @@ class TimeFeatures(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, fastest: float = 1000.0):
         super().__init__()
-        exponents = torch.linspace(3, -1, size // 2, dtype=torch.float64)
+        exponents = torch.linspace(math.log10(fastest), -1, size // 2, dtype=torch.float64)
         self.register_buffer("frequencies", (10**exponents).float(), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) -> (B, size)."""
-        angles = t.float()[:, None] * self.frequencies
+        angles = t.to(self.frequencies)[:, None] * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], 1)
 
 
@@ -49,13 +49,13 @@ class Condition(nn.Module):
     arXiv:2207.12598).
 
     Args:
-        width: of the vector. classes: K, or None where there are no labels.
+        width: of the vector. classes: K, or None where there are no labels. fastest: as of `TimeFeatures`.
     """
 
-    def __init__(self, width: int, classes: int | None):
+    def __init__(self, width: int, classes: int | None, fastest: float = 1000.0):
         super().__init__()
         self.classes = classes
-        self.time = nn.Sequential(TimeFeatures(64), *mlp([64, width, width], nn.SiLU))
+        self.time = nn.Sequential(TimeFeatures(64, fastest), *mlp([64, width, width], nn.SiLU))
         self.labels = nn.Embedding(classes + 1, width) if classes else None
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
@@ -92,6 +92,7 @@ class Timed(nn.Module):
 
     Args:
         body: takes (x, c), for instance a `TimedMLP`. width: of c. classes: K, or None where there are no labels.
+        fastest: as of `TimeFeatures`.
 
     >>> net = Timed(TimedMLP(2, 8, [16]), width=8, classes=3)
     >>> x, t = torch.randn(5, 2), torch.rand(5)
@@ -99,14 +100,14 @@ class Timed(nn.Module):
     (torch.Size([5, 2]), True)
     """
 
-    def __init__(self, body: nn.Module, width: int, classes: int | None):
+    def __init__(self, body: nn.Module, width: int, classes: int | None, fastest: float = 1000.0):
         super().__init__()
-        self.condition, self.body, self.classes = Condition(width, classes), body, classes
+        self.condition, self.body, self.classes = Condition(width, classes, fastest), body, classes
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x (B, *shape), t (B,) in [0, 1], y (B,) labels in 0…K -> (B, *shape), of floats. y = K, and no y, is no
-        label; a network without labels doesn't read it."""
-        return self.body(x, self.condition(t, y)).float()
+        """x (B, *shape), t (B,) in [0, 1], y (B,) labels in 0…K -> (B, *shape), of x's type. y = K, and no y, is
+        no label; a network without labels doesn't read it."""
+        return self.body(x, self.condition(t, y)).to(x.dtype)
 
 
 def network(
@@ -121,6 +122,7 @@ def network(
     attention: bool = False,
     patch: int = 1,
     dropout: float = 0.0,
+    fastest: float = 1000.0,
 ) -> Timed:
     """A `Timed` network for examples of this shape; `auto` is a U-Net for images of at least 8x8 pixels, else an MLP.
 
@@ -128,6 +130,8 @@ def network(
         hidden: of an MLP, units of its layers.
         channels: of a U-Net, like all that follow, feature maps at the largest scale; None is 32. For the others see
             `gentrain.models.unet.UNet`.
+        fastest: frequency of the time's features. What is integrated over time takes few steps only if it changes
+            slowly.
 
     Raises:
         UsageError: the U-Net doesn't fit the shape, or the options are for the other kind.
@@ -141,8 +145,8 @@ def network(
         channels = channels or 32
         width = 4 * channels
         body = UNet(shape, width, channels, multipliers, blocks, attention, patch, dropout)
-        return Timed(body, width, classes)
+        return Timed(body, width, classes, fastest)
     for name, value in (("channels", channels), ("multipliers", multipliers)):
         if value is not None:
             raise UsageError(f"model.{name}={value} is for model.network=unet; an mlp has model.hidden")
-    return Timed(TimedMLP(math.prod(shape), 128, hidden), 128, classes)
+    return Timed(TimedMLP(math.prod(shape), 128, hidden), 128, classes, fastest)
