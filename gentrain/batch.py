@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from gentrain.types import Support
+from gentrain.types import Pairs, Support
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ class DataSpec:
         modes: those of the distribution the data were drawn from, where they are known.
         channel_classes: K, where each of the C channels is an image with one of K labels of its own, y_1 … y_C, and the
             example's is y_1 K^(C-1) + … + y_C; else None.
+        pairs: whether batches have a `pair`, and of which kind; None where they have none.
         vocabulary: of tokens, the characters that they stand for, in their order.
     """
 
@@ -46,6 +47,7 @@ class DataSpec:
     sizes: Mapping[str, int] = field(default_factory=dict)
     modes: Modes | None = None
     channel_classes: int | None = None
+    pairs: Pairs | None = None
     vocabulary: str | None = None
 
     @property
@@ -59,7 +61,11 @@ class DataSpec:
 
 
 class Batch(NamedTuple):
-    """`x` (B, *shape) in the model's support; `y` (B,) labels, `pair` (B, *shape') the partner for translation.
+    """`x` (B, *shape) in the model's support; `y` (B,) labels; for translation, `pair` (B, *shape) the examples of the
+    other domain, in the same support, and `pair_y` (B,) their labels where they have labels of their own.
+
+    In paired data `pair` is what a translator is given and `x` what it should make of that. In unpaired data they are
+    of different examples.
 
     `starts` (B,), bools, is there where a row goes on where the same row of the batch before ended: except where it is
     true, and the row is the beginning of a stream.
@@ -68,4 +74,5 @@ class Batch(NamedTuple):
     x: Tensor
     y: Tensor | None = None
     pair: Tensor | None = None
+    pair_y: Tensor | None = None
     starts: Tensor | None = None

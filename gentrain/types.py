@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 __all__ = [
+    "Change",
     "DenseNormKind",
     "Fraction",
     "NonNegativeFloat",
     "NonNegativeInt",
     "NormKind",
     "OpenFraction",
+    "Pairs",
     "PositiveFloat",
     "PositiveInt",
     "Range",
@@ -56,6 +58,10 @@ OpenFraction = Annotated[float, Range(0, 1, open_high=True)]
 """A number in [0, 1)."""
 Shape = tuple[PositiveInt, ...]
 """The shape of one example: (channels, height, width), (dimensions,) or (length,)."""
+Change = Literal["inpaint", "super_resolve", "colourise", "denoise", "edges", "sketch", "invert", "rotate"]
+"""What `gentrain.data.pairs.Degradation` does to an image."""
+Pairs = Literal["paired", "unpaired"]
+"""Whether each example has its own partner, or examples of two domains come side by side as chance will have it."""
 Support = Literal["binary", "unit", "signed", "levels", "real", "tokens"]
 """The space x lives in: {0,1}, [0,1], [-1,1], integers 0…K-1, the reals, or integers that index a vocabulary."""
 NormKind = Literal["batch", "none", "layer", "instance", "virtual", "reference"]

@@ -32,7 +32,7 @@ __all__ = [
 MODELS = config.groups()["model"]
 OBJECTIVES = config.groups()["objective"]
 SMALL = ["device=cpu", "data.batch_size=20"]
-DATA = (["data=digits"], ["data=bars"], ["data=ring"], ["data=pydoc"])
+DATA = (["data=digits"], ["data=bars"], ["data=ring"], ["data=pydoc"], ["data=unpaired"], ["data=paired"])
 """One set of each kind; a model is tested on the first that it takes."""
 
 

@@ -100,7 +100,7 @@ def referred(norm: Any, **more: Any) -> GAN | DCGAN:
         gan = GAN((2,), latent_dim=3, hidden=[6, 5], norm=norm, reference=R, **more)
         examples = torch.randn(R, 2)
     if gan.reference_size:
-        gan.take_reference(examples, None)
+        gan.take_reference(Batch(examples))
     return gan
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.data.conversion import Conversion
+from gentrain.data.pairs import Degradation
 from gentrain.data.randomness import derive, sample_keys
 from gentrain.data.source import SPLITS, Source, Split
 from gentrain.errors import DataError, UsageError
@@ -22,6 +23,7 @@ __all__ = ["Pipeline"]
 
 # First words of the hashes from which streams of random numbers come: no two purposes share a stream.
 _ORDER, _DRAW, _EVALUATION, _STATIC, _SOME = 1, 2, 3, 4, 6  # 5 is the samples' that evaluation draws
+_PARTNER, _CHANGE = 7, 8
 
 
 class Pipeline:
@@ -35,6 +37,9 @@ class Pipeline:
     A source in streams is cut into batch_size stretches of consecutive examples, one for each row of a batch, and row i
     of a step goes on where row i of the step before ended. An epoch begins them anew, at places that (seed, epoch)
     shifts by whole examples; a stretch that reaches the end of the split goes on at its beginning.
+
+    Of two domains each has an order and epochs of its own, both by the seed; held-out examples of the one come with
+    those of the other in their order, from the beginning again where there are fewer.
 
     Args:
         source: the data set.
@@ -50,10 +55,11 @@ class Pipeline:
         spec: of the data as stored.
         protocol: how stored values become the model's data, e.g. "binary, dynamic binarization".
         steps_per_epoch: whole batches in the training split; the rest of an epoch's order is left out.
+        partner: the pipeline of the other domain, where there is one.
 
     Raises:
-        UsageError: if data and support don't fit, or the batch is larger than the training split, leaves nothing of
-            streams, or doesn't divide among the processes.
+        UsageError: if data and support don't fit, or a change of images and the support don't, or the batch is larger
+            than a training split, leaves nothing of streams, or doesn't divide among the processes.
 
     >>> from gentrain.data.embedded import digits
     >>> pipeline = Pipeline(digits(), "binary", batch_size=100, seed=0)
@@ -86,6 +92,19 @@ class Pipeline:
         self.steps_per_epoch = self._size // batch_size
         self._splits = {name: self._settle(name, split) for name, split in source.splits.items()}
         self._epoch: tuple[int, Tensor, Tensor] | None = None
+        self._change = source.change
+        self._pairing = source.partner if isinstance(source.partner, Degradation) else None
+        if (self._change or self._pairing) and support not in ("unit", "signed"):
+            raise UsageError(
+                f"data={source.spec.name}: images are changed in grey or colour, for unit and signed models, and the"
+                f" model models {support} data"
+            )
+        self.partner: Pipeline | None = None
+        if source.partner is not None and not isinstance(source.partner, Degradation):
+            own = derive(_PARTNER, seed)
+            self.partner = Pipeline(
+                source.partner, support, batch_size, own, device, binarization, dequantize, rank, world
+            )
 
     def _check_batch_size(self) -> None:
         if self.batch_size > self._size:
@@ -147,6 +166,8 @@ class Pipeline:
         """This process's share of the training batch at `step` >= 0: a function of (seed, step) alone."""
         index, keys = self._share(step)
         batch = self._take(self._splits["train"], index, keys)
+        if self.partner is not None:
+            batch = _beside(batch, self.partner.batch(step))
         if not self.streams:
             return batch
         first = torch.ones_like if step % self.steps_per_epoch == 0 else torch.zeros_like
@@ -154,7 +175,15 @@ class Pipeline:
 
     def _take(self, split: Split, index: Tensor, keys: Tensor) -> Batch:
         x = split.x.index_select(0, index.to(split.x.device)).to(self.device, non_blocking=True)
-        return Batch(self.conversion(x, keys), None if split.y is None else split.y.index_select(0, index))
+        x = self._changed(self._change, self.conversion(x, keys), keys)
+        pair = None if self._pairing is None else self._changed(self._pairing, x, keys)
+        return Batch(x, None if split.y is None else split.y.index_select(0, index), pair)
+
+    def _changed(self, change: Degradation | None, x: Tensor, keys: Tensor) -> Tensor:
+        if change is None:
+            return x
+        keys = sample_keys(_CHANGE, keys)  # the draws of a dequantization are others
+        return change(x, keys) if self.support == "unit" else change((x + 1) / 2, keys) * 2 - 1
 
     def evaluation(self, split: str, batch_size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
         """All of a split in its own order, the last batch as small as it comes.
@@ -180,14 +209,20 @@ class Pipeline:
         size = len(split) if limit is None else min(limit, len(split))
         for start in range(0, size, batch_size):
             index = torch.arange(start, min(start + batch_size, size), device=self.device)
-            yield self._take(split, index, self._fixed_keys(_EVALUATION, name, index))
+            batch = self._held_out(name, index)
+            yield batch if self.partner is None else _beside(batch, self.partner._held_out(name, index))
+
+    def _held_out(self, name: str, index: Tensor) -> Batch:
+        index = index % len(self._splits[name])
+        return self._take(self._splits[name], index, self._fixed_keys(_EVALUATION, name, index))
 
     def some(self, n: int) -> Batch:
         """n different training examples, chosen and drawn by the seed, the same in every process."""
         generator = torch.Generator().manual_seed(derive(_SOME, self.seed) >> 1)
         index = torch.randperm(self._size, generator=generator)[:n]
         keys = sample_keys(derive(_SOME, self.seed), index)
-        return self._take(self._splits["train"], index.to(self.device), keys.to(self.device))
+        batch = self._take(self._splits["train"], index.to(self.device), keys.to(self.device))
+        return batch if self.partner is None else _beside(batch, self.partner.some(n))
 
     def mean(self) -> Tensor:
         """The mean training example in the model's support, expected over the draws, float32, (*shape)."""
@@ -196,6 +231,10 @@ class Pipeline:
     def deviation(self) -> Tensor:
         """The standard deviation of each element over training examples and draws, float32, (*shape)."""
         return self.conversion.deviation(self._splits["train"].x).to(self.device)
+
+
+def _beside(batch: Batch, other: Batch) -> Batch:
+    return batch._replace(pair=other.x, pair_y=other.y)
 
 
 def _fits(x: Tensor | Stack, device: torch.device) -> bool:

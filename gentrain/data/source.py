@@ -15,6 +15,7 @@ from gentrain.errors import DataError, UsageError
 from gentrain.types import Support
 
 if TYPE_CHECKING:
+    from gentrain.data.pairs import Degradation
     from gentrain.data.stacked import Stack
     from gentrain.data.text import Vocabulary
 
@@ -56,15 +57,19 @@ class Source:
         splits: "train", and "validation" and "test" where there are any.
         vocabulary: how tokens read as text, for `tokens` only.
         order: of training. `stream` needs splits in which each example goes on where the one before it ended.
+        change: what is done to each image on its way to the model.
+        partner: for translation, the other domain, or what makes each example's partner of it.
     """
 
     spec: DataSpec
     splits: Mapping[str, Split]
     vocabulary: Vocabulary | None = None
     order: Order = "shuffled"
+    change: Degradation | None = None
+    partner: Source | Degradation | None = None
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the training split: types, shapes and every stored value."""
+        """SHA-256 (hex) of the training split: types, shapes and every stored value, and of what makes pairs of it."""
         digest = hashlib.sha256()
         train = self.splits["train"]
         for tensor in (train.x, train.y):
@@ -73,6 +78,9 @@ class Source:
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             for piece in tensor.split(4096):  # a memory-mapped set never has to be in memory as a whole
                 digest.update(piece.contiguous().numpy().data)
+        for part in (self.change, self.partner):
+            if part is not None:
+                digest.update((part.fingerprint() if isinstance(part, Source) else repr(part)).encode())
         return digest.hexdigest()
 
 

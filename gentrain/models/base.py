@@ -10,13 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.types import Support
+from gentrain.types import Pairs, Support
 
 
 class Generative(nn.Module, ABC):
@@ -147,6 +149,10 @@ class Categorises(ABC):
         """The log of the probability that x belongs to each category, in nats, (B, K)."""
 
 
+Law = Literal["exact", "chain", "approximate"]
+"""What completions follow: p(missing | known); that in the limit, by a Markov chain that keeps it; or what is near."""
+
+
 class Completes(ABC):
     """Fills in the missing part of an example."""
 
@@ -154,8 +160,24 @@ class Completes(ABC):
     def complete(self, x: Tensor, known: Tensor) -> Tensor:
         """x (B, *shape) where `known` (B, *shape), of bools, is true; elsewhere drawn given what is known.
 
-        What is drawn from, p(missing | known) or an approximation of it, is said by the class. Values of x that aren't
-        known are not read.
+        What is drawn from, p(missing | known) or an approximation of it, is said by the class and by `completion`.
+        Values of x that aren't known are not read.
+        """
+
+    def completion(self, known: Tensor) -> Law:
+        """What the completions of examples of which so much is `known` (B, *shape) follow."""
+        return "approximate"
+
+
+class Conditions(Completes):
+    """Knows the density of its completions too, where they are exact."""
+
+    @abstractmethod
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        """log p(missing | known) in nats, (B,), of examples (B, *shape), `known` as of `complete`.
+
+        Raises:
+            UsageError: `completion(known)` isn't exact.
         """
 
 
@@ -371,8 +393,37 @@ class TakesReference(ABC):
         """How many; 0 of an instance whose layers need none."""
 
     @abstractmethod
-    def take_reference(self, x: Tensor, y: Tensor | None) -> None:
-        """Keep so many training examples (R, *shape), and their labels (R,) if there are any.
+    def take_reference(self, batch: Batch) -> None:
+        """Keep so many training examples (R, *shape), with their labels and partners as far as there are any.
 
         Called once before step 0, if it is more than none; afterwards they stand in the model's buffers.
         """
+
+
+class LearnsFromPairs(Generative):
+    """Learns from `Batch.x` and `Batch.pair`: its objective finds both in every batch.
+
+    Class attributes:
+        pairs: the kinds of pairs that it can learn from.
+    """
+
+    pairs: ClassVar[tuple[Pairs, ...]] = ("paired", "unpaired")
+
+
+class Translator(LearnsFromPairs):
+    """Makes of an example of one domain, `Batch.pair`, one of the other, `Batch.x`.
+
+    It is a distribution over x all the same: `sample` translates examples of the one domain that the model keeps.
+    """
+
+    @abstractmethod
+    def translate(self, pair: Tensor) -> Tensor:
+        """x for each of `pair`, both (B, *shape) and in `support`."""
+
+
+class TranslatesBack(Translator):
+    """Goes both ways."""
+
+    @abstractmethod
+    def translate_back(self, x: Tensor) -> Tensor:
+        """The example of the domain of `pair` for each of x, both (B, *shape) and in `support`."""

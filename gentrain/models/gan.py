@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import adaptive_max_pool2d
 
+from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.base import Codes, Decoder, Perceives, TakesReference
 from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, StandardUniform
@@ -75,8 +76,8 @@ class TwoNetworks(GeneratorNetwork, Perceives, TakesReference):
     def reference_size(self) -> int:
         return 0 if self.discriminator.reference is None else len(self.discriminator.reference)
 
-    def take_reference(self, x: Tensor, y: Tensor | None) -> None:
-        self.discriminator.refer(x)
+    def take_reference(self, batch: Batch) -> None:
+        self.discriminator.refer(batch.x)
 
 
 class GAN(TwoNetworks):

@@ -14,7 +14,15 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
 from gentrain.errors import UsageError, out_of_memory
-from gentrain.models.base import Conditional, Density, Generative, Standardises, StartsFromMean, TakesReference
+from gentrain.models.base import (
+    Conditional,
+    Density,
+    Generative,
+    LearnsFromPairs,
+    Standardises,
+    StartsFromMean,
+    TakesReference,
+)
 from gentrain.models.energies import Unnormalised
 from gentrain.optim import Optim
 from gentrain.settings import split_data
@@ -92,15 +100,15 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
 
 
 def _give_reference(model: TakesReference, pipeline: Pipeline) -> None:
-    wanted, spec = model.reference_size, pipeline.spec
-    if wanted > spec.sizes["train"]:
-        raise UsageError(
-            f"model.reference={wanted} is more than the {spec.sizes['train']} training examples of data={spec.name}:"
-            f" set it to {spec.sizes['train']} or less"
-        )
+    wanted = model.reference_size
+    for spec in (pipeline.spec, *([] if pipeline.partner is None else [pipeline.partner.spec])):
+        if wanted > spec.sizes["train"]:
+            raise UsageError(
+                f"model.reference={wanted} is more than the {spec.sizes['train']} training examples of"
+                f" data={spec.name}: set it to {spec.sizes['train']} or less"
+            )
     if wanted:
-        some = pipeline.some(wanted)
-        model.take_reference(some.x, some.y)
+        model.take_reference(pipeline.some(wanted))
 
 
 def _dequantize(wanted: bool | None, model: Generative, source: Source) -> bool:
@@ -164,6 +172,13 @@ def _build_model(plain: dict[str, Any], source: Source) -> Generative:
         raise UsageError(
             f"model.classes={classes}: {source.spec.name} has {source.spec.classes or 'no labels'}; "
             "let it be ${data.classes}"
+        )
+    if isinstance(model, LearnsFromPairs) and source.spec.pairs not in model.pairs:
+        remedy = f"take data={' or '.join(model.pairs)}, e.g. data={model.pairs[0]} data@data.of=mnist"
+        has = f"has {source.spec.pairs} examples" if source.spec.pairs else "has no pairs"
+        raise UsageError(
+            f"{type(model).__name__} learns from {' or '.join(model.pairs)} examples and data={source.spec.name}"
+            f" {has}; {remedy}"
         )
     levels = plain["model"].get("levels")
     if model.support == "levels" and levels not in (None, source.spec.levels):

@@ -19,6 +19,7 @@ from gentrain.console import console, print_table, track
 from gentrain.device import Device, own_randomness
 from gentrain.errors import Interrupted, UsageError
 from gentrain.models.base import Density, Generative
+from gentrain.models.continuous import ContinuousFlow
 from gentrain.report import Report
 from gentrain.settings import CheckSettings, DeviceSettings, TrainerSettings
 from gentrain.signals import Stop
@@ -33,6 +34,8 @@ DATA = (
     ["data=digits"],
     ["data=ring", "data.std=0.3"],
     ["data=pydoc", "data.length=2"],
+    ["data=unpaired"],
+    ["data=paired"],
 )
 """Tiny sets of each kind; a model is proved on the first that it takes, a continuous one on points in the plane."""
 SMALL: Mapping[str, Any] = {"hidden": 8, "latent_dim": 2, "channels": 4, "components": 4, "layers": 2, "flows": 2}
@@ -110,7 +113,7 @@ def tiny(overrides: Sequence[str], folders: Sequence[Path] = ()) -> tuple[Assemb
         except UsageError as error:
             problem = problem or error
             continue
-        dense = isinstance(assembly.model, Density) and assembly.model.support in ("unit", "signed")
+        dense = isinstance(assembly.model, Density | ContinuousFlow) and assembly.model.support in ("unit", "signed")
         if (assembly.model.support == "real" or dense) and data != DATA[3]:  # a grid over the plane can be summed over
             try:
                 return _assemble([*DATA[3], *base], named, folders)
