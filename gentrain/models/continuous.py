@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
-from gentrain.models.base import Decoder, Encodes
+from gentrain.models.base import Conditional, Decoder, Encodes
 from gentrain.models.ode import Solve
 
 
@@ -44,7 +46,14 @@ class ContinuousFlow(Decoder, Encodes):
     def log_prob(
         self, x: Tensor, y: Tensor | None = None, *, probes: int | None = None, solver: Solve | None = None
     ) -> Tensor:
-        """An estimate of log p(x), of log p(x|y) given labels, in nats, (B,); the arguments are `transform`'s."""
+        """An estimate of log p(x), of log p(x|y) given labels, in nats, (B,); the arguments are `transform`'s.
+
+        Without labels that of a conditional model is of the even mixture, at K times the work.
+        """
+        if isinstance(self, Conditional) and self.classes and y is None:
+            labels = [torch.full((len(x),), k, device=x.device) for k in range(self.classes)]
+            each = [self.log_prob(x, k, probes=probes, solver=solver) for k in labels]
+            return torch.logsumexp(torch.stack(each), 0) - math.log(self.classes)
         z, log_det = self.transform(x, y, probes=probes, solver=solver)
         return self.prior.log_prob(z) + log_det
 

@@ -124,6 +124,7 @@ def truths() -> Sequence[Truth]:
         autoregressive,
         bidirectional,
         bounded,
+        continuous,
         invertible,
         labels,
         latent,

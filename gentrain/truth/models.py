@@ -22,6 +22,7 @@ from gentrain.models.base import (
     evenly,
     given,
 )
+from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.energies import Bounded, EnergyBased, Enumerable, Harmonium, PseudoLikelihood, Unnormalised
 from gentrain.truth.base import Case, Unchecked, Verdict, claims, differences
 from gentrain.truth.spaces import (
@@ -210,10 +211,10 @@ def state_is_whole(case: Case) -> Verdict:
 # --- probabilities ----------------------------------------------------------------------------------------------------
 
 
-@claims("probabilities sum to one", Density, Enumerable)
+@claims("probabilities sum to one", Density, Enumerable, ContinuousFlow)
 def sums_to_one(case: Case) -> Verdict:
     model, space = case.model, case.space
-    assert isinstance(model, Density | Enumerable)
+    assert isinstance(model, Density | Enumerable | ContinuousFlow)
     _require_enumerable(case)
     log_p = over(model.log_prob, space.points)
     unsure = require_smooth(space, log_p)
@@ -244,7 +245,7 @@ def partition_is_the_sum(case: Case) -> Verdict:
     return abs(found - direct), ROUNDING * (1 + abs(found)) + beyond, words
 
 
-@claims("samples follow p(x)", Density, EnergyBased, LatentVariable)
+@claims("samples follow p(x)", Density, EnergyBased, LatentVariable, ContinuousFlow)
 def samples_follow(case: Case) -> Verdict:
     space = case.space
     draws = over(lambda row: case.model.sample(len(row)), torch.empty(case.n))

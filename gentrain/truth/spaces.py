@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gentrain.models.base import Conditional, Density, Generative, LatentVariable
+from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.energies import EnergyBased
 from gentrain.models.latent import BinaryLatent
 
@@ -167,7 +168,8 @@ def space_of(model: Generative, levels: int | None, like: Tensor) -> Space | str
             return f"{count}^{size} states are too many to list"
         return _on(discrete(tuple(model.shape), count, like.dtype), like)
     if model.support == "real" or size > 2:
-        return around(torch.cat([model.sample(4000).to(like), like]))
+        cells = 6 if isinstance(model, ContinuousFlow) else None  # smooth, and many evaluations for each point
+        return around(torch.cat([model.sample(4000).to(like), like]), cells)
     low = torch.full((size,), 0.0 if model.support == "unit" else -1.0, device=like.device)
     return grid(low, torch.ones_like(low), tuple(model.shape), *_fineness(size))
 
@@ -215,7 +217,7 @@ def exact_log_prob(model: Generative, space: Space) -> Tensor | str:
     log_prob itself; or -F up to a constant; or, with a code of one or two dimensions, ∫ p(x|z) p(z) dz, of a
     conditional model its mean over the labels.
     """
-    if isinstance(model, Density):
+    if isinstance(model, Density | ContinuousFlow):
         return over(model.log_prob, space.points)
     if isinstance(model, EnergyBased):
         log_p = -over(model.free_energy, space.points)
