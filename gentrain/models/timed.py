@@ -128,8 +128,8 @@ def network(
 
     Args:
         hidden: of an MLP, units of its layers.
-        channels: of a U-Net, like all that follow, feature maps at the largest scale; None is 32. For the others see
-            `gentrain.models.unet.UNet`.
+        channels: of a U-Net, like all that follow, feature maps at the largest scale; None is 32, or 16 for images of
+            less than 16 pixels a side. For the others see `gentrain.models.unet.UNet`.
         fastest: frequency of the time's features. What is integrated over time takes few steps only if it changes
             slowly.
 
@@ -142,7 +142,7 @@ def network(
     if kind == "auto":
         kind = "unet" if len(shape) == 3 and min(shape[1:]) >= SMALLEST else "mlp"
     if kind == "unet":
-        channels = channels or 32
+        channels = channels or (32 if min(shape[1:], default=0) >= 16 else 16)
         width = 4 * channels
         body = UNet(shape, width, channels, multipliers, blocks, attention, patch, dropout)
         return Timed(body, width, classes, fastest)

@@ -1,0 +1,223 @@
+"""Denoising diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from gentrain.errors import UsageError
+from gentrain.models.base import Completes, Conditional, evenly
+from gentrain.models.diffusion import Chain, Diffuses, Schedule, Variance, discretized_normal, over
+from gentrain.models.standard import Standardised
+from gentrain.models.timed import Kind
+from gentrain.models.timed import network as _network
+from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveInt, Shape
+
+
+class DDPM(Diffuses, Standardised, Conditional, Completes):
+    """p(x_{t-1}|x_t) = N(μ(x_t, t), σ_t² I) from x_T ~ N(0, I), where μ is the mean of q(x_{t-1}|x_t, x_0) for the x_0
+    that a network predicts (Ho et al. 2020, arXiv:2006.11239).
+
+    Of an image's levels, on [-1, 1], p(x|x_1) is a Gaussian in bins; of reals, in the unit of their standard
+    deviation, a Gaussian. What is predicted for x_0 is clipped to the range of an image. A sample's last step is
+    without noise: the mean of p(x|x_1).
+
+    `complete` replaces what is known at each step by a draw from q(x_t|x) and goes back and forth between two times so
+    that the rest comes to suit it (RePaint: Lugmayr et al. 2022, arXiv:2201.09865): an approximation of p(missing |
+    known), the nearer the more it goes. A conditional model completes without a label.
+
+    Args:
+        shape: of one example.
+        levels: number of values an element can take in the data, None for reals.
+        steps: T.
+        schedule: `linear` (Ho et al.) or `cosine` (Nichol & Dhariwal 2021, arXiv:2102.09672).
+        predict: the network's output: `epsilon`, the noise; `v` = √ᾱ ε - √(1-ᾱ) x (Salimans & Ho 2022,
+            arXiv:2202.00512); or `x0`.
+        variance: σ_t², see `Chain`.
+        sampler: `ancestral` draws from p(x_{t-1}|x_t); `ddim` from the chain with `eta` times its noise (Song et al.
+            2021, arXiv:2010.02502).
+        sample_steps: times at which a sample is taken, evenly over 1…T; None is all.
+        eta: of `ddim`; 0 makes x a function of x_T.
+        guidance: s of ε = ε_∅ + s (ε_y - ε_∅), of a conditional model (Ho & Salimans 2022, arXiv:2207.12598, with
+            s = 1 + w): 0 leaves the label out, 1 is p(x|y), more exaggerates it.
+        resamples: times that `complete` takes each of its `sample_steps`.
+        network, hidden, channels, multipliers, blocks, attention, patch, dropout: see `gentrain.models.timed.network`.
+        conditional: whether the model is of p(x|y).
+        classes: number of labels in the data. The attribute of that name is None of a model that isn't conditional.
+
+    Raises:
+        UsageError: the network doesn't fit the shape, or options don't go together.
+
+    >>> model = DDPM((1, 8, 8), levels=17, steps=10, sample_steps=5, channels=8)
+    >>> x = model.sample(2)
+    >>> model.support, x.shape, model.bound(x).shape
+    ('signed', torch.Size([2, 1, 8, 8]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        levels: PositiveInt | None = None,
+        steps: PositiveInt = 1000,
+        schedule: Schedule = "linear",
+        predict: Literal["epsilon", "v", "x0"] = "epsilon",
+        variance: Variance = "posterior",
+        sampler: Literal["ancestral", "ddim"] = "ddim",
+        sample_steps: PositiveInt | None = 50,
+        eta: Fraction = 0.0,
+        guidance: NonNegativeFloat = 1.0,
+        resamples: PositiveInt = 5,
+        network: Kind = "auto",
+        hidden: Sequence[PositiveInt] = (128, 128, 128),
+        channels: PositiveInt | None = None,
+        multipliers: Sequence[PositiveInt] | None = None,
+        blocks: PositiveInt = 1,
+        attention: bool = False,
+        patch: PositiveInt = 1,
+        dropout: OpenFraction = 0.0,
+        conditional: bool = False,
+        classes: PositiveInt | None = None,
+    ):
+        super().__init__(shape, each=False)
+        if conditional and classes is None:
+            raise UsageError("model.conditional=true needs labels, and these data have none")
+        if sample_steps is not None and sample_steps > steps:
+            raise UsageError(
+                f"model.sample_steps={sample_steps}: the chain has model.steps={steps}; take as many at most"
+            )
+        self.support = "real" if levels is None else "signed"
+        self.levels, self.steps, self.predict = levels, steps, predict
+        self.sampler, self.eta, self.guidance, self.resamples = sampler, eta, guidance, resamples
+        self.sample_steps = sample_steps or steps
+        self.classes = classes if conditional else None
+        self.chain = Chain(schedule, steps, variance)
+        self.network = _network(
+            network,
+            self.shape,
+            self.classes,
+            hidden=hidden,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            patch=patch,
+            dropout=dropout,
+        )
+
+    def standardise(self, mean: Tensor, deviation: Tensor) -> None:
+        if self.support == "real":
+            super().standardise(mean, deviation)
+
+    def _inward(self, x: Tensor) -> Tensor:
+        return self.inward(x).view(-1, *self.shape) if self.support == "real" else x
+
+    def noised(self, x: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
+        return self.chain.noised(self._inward(x), t, epsilon)
+
+    def snr(self, t: Tensor) -> Tensor:
+        return self.chain.snr[t]
+
+    @property
+    def proposal(self) -> Tensor:
+        return self.chain.proposal
+
+    def error(self, x: Tensor, t: Tensor, epsilon: Tensor, y: Tensor | None = None) -> Tensor:
+        found = self.network(self.noised(x, t, epsilon), t / self.steps, y)
+        return (found - self.target(x, t, epsilon)).square().flatten(1).mean(1)
+
+    def target(self, x: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
+        """What the network is to predict, (B, *shape)."""
+        if self.predict == "epsilon":
+            return epsilon
+        x = self._inward(x)
+        if self.predict == "x0":
+            return x
+        return over(self.chain.signal[t], x) * epsilon - over(self.chain.noise[t], x) * x
+
+    def share(self, t: Tensor) -> Tensor:
+        snr = self.chain.snr[t]
+        return {"epsilon": 1 / snr, "v": 1 / (1 + snr), "x0": torch.ones_like(snr)}[self.predict]
+
+    def denoised(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, guidance: float = 1.0, clip: bool = True
+    ) -> Tensor:
+        """The x_0 predicted from x_t = x, in the chain's own unit, (B, *shape)."""
+        found = self._guided(x, t / self.steps, y, guidance)
+        signal, noise = over(self.chain.signal[t], x), over(self.chain.noise[t], x)
+        if self.predict == "epsilon":
+            found = (x - noise * found) / signal
+        elif self.predict == "v":
+            found = signal * x - noise * found
+        return found.clamp(-1, 1) if clip and self.support == "signed" else found
+
+    def _guided(self, x: Tensor, t: Tensor, y: Tensor | None, guidance: float) -> Tensor:
+        """Every prediction is linear in x_0, so all can be guided alike."""
+        if y is None or guidance == 0:
+            return self.network(x, t)
+        if guidance == 1:
+            return self.network(x, t, y)
+        none = torch.full_like(y, self.classes or 0)
+        without, with_label = self.network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([none, y])).chunk(2)
+        return without + guidance * (with_label - without)
+
+    def term(self, x: Tensor, t: Tensor, epsilon: Tensor, y: Tensor | None = None, clip: bool = True) -> Tensor:
+        chain = self.chain
+        found, x = self.denoised(self.noised(x, t, epsilon), t, y, clip=clip), self._inward(x)
+        kl = over(chain.weight[t], x) * (x - found).square() + over(chain.constant[t], x)
+        kl = torch.where(over(t == 1, x), -self._decoder(x, found), kl)
+        return kl.flatten(1).sum(1)
+
+    def _decoder(self, x: Tensor, mean: Tensor) -> Tensor:
+        """log p(x|x_1) of each element, (B, *shape)."""
+        deviation = self.chain.deviation[1]
+        if self.levels is not None:
+            return discretized_normal(x, mean, deviation, self.levels)
+        return Normal(mean, deviation, validate_args=False).log_prob(x) - self.scale.log().view(self.shape)
+
+    def prior_term(self, x: Tensor) -> Tensor:
+        return self.chain.prior_term(self._inward(x))
+
+    @property
+    def times(self) -> list[int]:
+        """T, …, 0: the times that sampling goes through."""
+        return [round(self.steps * (1 - i / self.sample_steps)) for i in range(self.sample_steps + 1)]
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
+        """n draws, of p(x|y) for labels y (n,); a conditional model draws these evenly if there are none."""
+        y = evenly(self, n).get("y") if y is None else y
+        x = torch.randn(n, *self.shape, device=self.device)
+        eta = self.eta if self.sampler == "ddim" else 1.0
+        for t, s in pairwise(self.times):
+            x = self._back(x, t, s, y, eta)
+        return self._outward(x)
+
+    def _back(self, x: Tensor, t: int, s: int, y: Tensor | None, eta: float) -> Tensor:
+        """A draw of x_s given x_t = x; for s = 0 the mean."""
+        times = torch.full((len(x),), t, device=x.device)
+        mean = self.chain.back(x, self.denoised(x, times, y, self.guidance), t, s, eta)
+        if s == 0 or eta == 0:
+            return mean
+        variance = self.chain.variance if self.sampler == "ancestral" else "posterior"
+        return mean + eta * self.chain.backward_deviation(t, s, variance) * torch.randn_like(x)
+
+    def _outward(self, x: Tensor) -> Tensor:
+        return self.outward(x.flatten(1)) if self.support == "real" else x.clamp(-1, 1)
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        given = self._inward(torch.where(known, x, torch.zeros_like(x)))
+        filled = torch.randn_like(given)
+        for t, s in pairwise(self.times):
+            for i in range(self.resamples if s > 0 else 1):
+                drawn = self._back(filled, t, s, None, eta=1.0)
+                seen = self.chain.forth(given, 0, s) if s > 0 else given
+                filled = torch.where(known, seen, drawn)
+                if i < self.resamples - 1 and s > 0:
+                    filled = self.chain.forth(filled, s, t)
+        return torch.where(known, x, self._outward(filled))
