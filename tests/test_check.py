@@ -213,6 +213,13 @@ class Frozen(RBM):
         return x.clone()
 
 
+class Unheeding(RBM):
+    """Keeps what is known, and fills in the rest without regard to it."""
+
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        return torch.where(known, x, self.sample(len(x)))
+
+
 class Overwriting(RBM):
     """The right chain, and the states that it is given are lost."""
 
@@ -235,6 +242,7 @@ class Overwriting(RBM):
         (Miscounting, {"pseudo-likelihood is the sum of conditionals"}),
         (Frozen, {"a step of the chain keeps p(x)", "samples follow p(x)"}),
         (Overwriting, {"a step of the chain keeps p(x)"}),
+        (Unheeding, {"completions follow p(missing | known)"}),
     ],
 )  # fmt: skip
 def test_an_energy_model_that_is_wrong(kind: type[RBM], claims: set[str]):

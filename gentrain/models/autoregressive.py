@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from gentrain.errors import UsageError
 from gentrain.models import likelihoods
-from gentrain.models.base import Autoregressive, Completes, StartsFromMean
+from gentrain.models.base import Autoregressive, Conditions, Law, StartsFromMean
 from gentrain.models.likelihoods import Likelihood
 
 
@@ -80,6 +80,35 @@ def log_prob(likelihood: Likelihood, parameters: Tensor, x: Tensor) -> Tensor:
     return likelihood.independent(likelihood.elements(raw)).log_prob(x)
 
 
+def first(order: Tensor, known: Tensor) -> bool:
+    """Whether in every example the elements that are `known` (B, *shape) come before all others in the order (D,).
+
+    >>> first(torch.tensor([1, 0, 2]), torch.tensor([[False, True, False]]))
+    True
+    """
+    placed = known.flatten(1)[:, order]
+    return not bool((placed[:, 1:] & ~placed[:, :-1]).any())
+
+
+def law(order: Tensor, known: Tensor) -> Law:
+    """What completion in this order follows where so much is known."""
+    return "exact" if first(order, known) else "approximate"
+
+
+def require_first(model: Conditions, known: Tensor) -> None:
+    """Raises UsageError unless the model completes exactly what is missing where so much is known."""
+    if model.completion(known) != "exact":
+        raise UsageError(
+            f"{type(model).__name__} knows p(missing | known) only where the known elements come first in its order"
+        )
+
+
+def missing_log_prob(likelihood: Likelihood, parameters: Tensor, x: Tensor, known: Tensor) -> Tensor:
+    """As `log_prob`, of the elements alone that aren't known, (B,)."""
+    elements = likelihood.elements(parameters.transpose(1, 2).unflatten(2, likelihood.shape)).log_prob(x)
+    return elements.masked_fill(known, 0).flatten(1).sum(1)
+
+
 def nothing_known(model: Autoregressive, n: int) -> tuple[Tensor, Tensor]:
     """`x` and `known` of n examples of which nothing is known, as `complete` takes them."""
     dtype = torch.int64 if model.support == "levels" else torch.float32
@@ -113,7 +142,7 @@ def draw(
     return drawn.view_as(x)
 
 
-class Ancestral(Autoregressive, Completes, StartsFromMean):
+class Ancestral(Autoregressive, Conditions, StartsFromMean):
     """p(x) = Π_i p(x_o(i) | x_o(<i)), each factor an element of `likelihood`; sampled element by element.
 
     A class gives the raw parameters of all conditionals at once (`raw`), for learning, and one by one from a state that
@@ -180,6 +209,13 @@ class Ancestral(Autoregressive, Completes, StartsFromMean):
         """
         state, order = self.start(len(x)), self.order.expand(len(x), -1)
         return draw(self.likelihood, x, known, order, partial(self.raw_at, state), partial(self.feed, state))
+
+    def completion(self, known: Tensor) -> Law:
+        return law(self.order, known)
+
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        require_first(self, known)
+        return missing_log_prob(self.likelihood, self.conditionals(x), x, known)
 
     def start_from_mean(self, mean: Tensor) -> None:
         self.likelihood.start_from_mean(mean)

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Completes, StartsFromMean
+from gentrain.models.base import Completes, Law, StartsFromMean
 from gentrain.models.energies import Annealed, Enumerable, PseudoLikelihood, TemperedPath
 from gentrain.models.enumeration import (
     Remembered,
@@ -152,6 +152,9 @@ class Boltzmann(Enumerable, Annealed, PseudoLikelihood, Completes, StartsFromMea
     def complete(self, x: Tensor, known: Tensor) -> Tensor:
         """By `burn_in` steps with the known units held, from fair coin tosses: this chain keeps p(missing | known)."""
         return self._run(torch.where(known, x, self.start(len(x)).to(x.dtype)), self.burn_in, known)
+
+    def completion(self, known: Tensor) -> Law:
+        return "chain"
 
     # --- what is known exactly ---
 

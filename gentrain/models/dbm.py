@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Codes, Completes, Filters, Reconstructs, StartsFromMean
+from gentrain.models.base import Codes, Completes, Filters, Law, Reconstructs, StartsFromMean
 from gentrain.models.classifier import Discriminative
 from gentrain.models.doubled import DoubledRBM, Sweep
 from gentrain.models.energies import Bounded, MarkovChain, TemperedPath
@@ -289,6 +289,9 @@ class DBM(Stack, Bounded, MarkovChain, Discriminative, Codes, Completes, Filters
         for _ in range(self.burn_in):
             h, _ = self.gibbs(h, known)
         return torch.where(known.view_as(x), x, self._example(h))
+
+    def completion(self, known: Tensor) -> Law:
+        return "approximate" if self.grey else "chain"
 
     # --- its classifier ---
 

@@ -11,18 +11,19 @@ from torch.special import entr
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Codes, Conditional, Filters, Reconstructs, StartsFromMean
+from gentrain.models.base import Codes, Completes, Conditional, Filters, Law, Reconstructs, StartsFromMean
 from gentrain.models.belief import Affine, Cascade, Directed, cascade
 from gentrain.models.classifier import Discriminative
 from gentrain.models.energies import Bounded, TemperedPath
 from gentrain.models.enumeration import states
 from gentrain.models.label_rbm import LabelRBM
+from gentrain.models.missing import impute
 from gentrain.models.rbm import RBM, RBMPath
 from gentrain.models.stack import Stack
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
 
-class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Filters, Reconstructs, StartsFromMean):
+class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Completes, Filters, Reconstructs, StartsFromMean):
     """p(x) = Σ_h p(x|h_1) p(h_1|h_2) … p(h_{L-2}|h_{L-1}) p(h_{L-1}, h_L): an RBM, the associative memory, on top of a
     sigmoid belief network (Hinton, Osindero & Teh 2006, Neural Computation 18:1527).
 
@@ -189,6 +190,41 @@ class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Filters, Reconstru
         """
         top = self.top
         return self.fantasies(top.sample(n, y=y) if isinstance(top, LabelRBM) else top.sample(n))
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor, y: Tensor | None = None) -> Tensor:
+        """By the top RBM's `burn_in` sweeps, from fair coin tosses, given labels y (B,) if there are any.
+
+        Half of them are passes up, a Gibbs step on top and a pass down. The others are those of `impute`, with q the
+        passes up, which keep p(missing | known).
+        """
+        top, shape = self.top, x.shape
+        to = {"y": y} if isinstance(top, LabelRBM) and y is not None else {}
+
+        def roam(x: Tensor) -> Tensor:
+            q = self.recognise(x)
+            h = q.layers(q.sample())[-1]
+            if isinstance(top, LabelRBM) and y is not None:
+                h = top.examples(top.chain(top.join(h, y), 1, y))
+            else:
+                h = top.gibbs(h, 1)
+            return self.fantasies(h).flatten(1)
+
+        def log_joint(x: Tensor, z: Tensor) -> Tensor:
+            layers = [x, *z.split(self.sizes[1:-1], 1)]
+            h = layers[-1]
+            return self.generate(h).log_prob(torch.cat(layers[-2::-1], 1)) - top.free_energy(h, **to)
+
+        def draw(z: Tensor) -> Tensor:
+            p = torch.sigmoid(self._generating(self._is_untied)[-1](z[:, : self.sizes[1]]))
+            return p if self.grey else noise.bernoulli(p)
+
+        x, known = x.flatten(1).float(), known.flatten(1)
+        x = torch.where(known, x, noise.bernoulli(torch.full_like(x, 0.5)))
+        return impute(x, known, top.burn_in, roam, self.recognise, log_joint, draw).view(shape)
+
+    def completion(self, known: Tensor) -> Law:
+        return "approximate" if self.grey else "chain"
 
     def codes(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Probabilities of h_L by a pass up without draws, (B, units). Labels are summed out; y is not looked at."""

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm as normalised
 
 from gentrain import noise
 from gentrain.errors import UsageError
+from gentrain.models.base import Completes, Law
 from gentrain.models.energies import EnergyBased
 from gentrain.models.layers import mlp
 from gentrain.models.pyramid import pyramid
@@ -20,7 +21,7 @@ from gentrain.models.standard import Standardised
 from gentrain.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Shape
 
 
-class Langevin(Standardised, EnergyBased):
+class Langevin(Standardised, EnergyBased, Completes):
     """p(x) ∝ exp(-E(z)), z = (x - mean)/scale, with Langevin dynamics in z.
 
         z <- z - ε/2 ∂E(z) + √ε ξ,    ξ ~ N(0, I)
@@ -71,17 +72,35 @@ class Langevin(Standardised, EnergyBased):
             (slope,) = torch.autograd.grad(energy.sum(), z)
         return energy.detach(), slope
 
+    def _slope_of(self, z: Tensor, free: Tensor | None) -> tuple[Tensor, Tensor]:
+        energy, slope = self.slope(z)
+        return energy, slope if free is None else slope * free
+
     @torch.no_grad()
     def gibbs(self, x: Tensor, k: int) -> Tensor:
         """k steps of the chain, each of `steps` moves."""
-        if not k:
-            return x
+        return self._run(x, k) if k else x
+
+    def completion(self, known: Tensor) -> Law:
+        return "chain" if self.adjusted else "approximate"
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """By `burn_in` steps of the chain over the missing elements alone, from `start`."""
+        filled = torch.where(known, x, self.start(len(x)))
+        return torch.where(known, x, self._run(filled, self.burn_in, ~known.flatten(1)))
+
+    @torch.no_grad()
+    def _run(self, x: Tensor, k: int, free: Tensor | None = None) -> Tensor:
+        """k steps from x, of the elements that are `free`, (B, D), if not of all: the others have no slope and get no
+        kick, so that they stay and add nothing to q."""
         z = self.inward(x)
-        energy, slope = self.slope(z)
+        energy, slope = self._slope_of(z, free)
         for _ in range(k * self.steps):
             kick = noise.normal(*z.shape, device=z.device, dtype=z.dtype)
+            kick = kick if free is None else kick * free
             moved = z - 0.5 * self.step * slope + self.noise * kick
-            there, slope_there = self.slope(moved)
+            there, slope_there = self._slope_of(moved, free)
             if self.adjusted:
                 back = z - moved + 0.5 * self.step * slope_there
                 # log q(z|z') - log q(z'|z) = (‖√ε ξ‖² - ‖back‖²)/(2ε)

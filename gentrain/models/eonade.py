@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gentrain.errors import UsageError
-from gentrain.models.autoregressive import choose_likelihood, draw, log_prob, nothing_known
-from gentrain.models.base import Autoregressive, Completes, Filters, OrderAgnostic, StartsFromMean
+from gentrain.models.autoregressive import choose_likelihood, draw, log_prob, missing_log_prob, nothing_known
+from gentrain.models.base import Autoregressive, Conditions, Filters, Law, OrderAgnostic, StartsFromMean
+from gentrain.models.missing import masks_of
 from gentrain.types import PositiveInt, Shape
 
 Pair = tuple[Tensor, Tensor]
@@ -21,7 +22,7 @@ WORKING_SET = 1 << 22
 """First-layer units, over the batch and a chunk's places, that are in memory together."""
 
 
-class EONADE(Autoregressive, OrderAgnostic, Completes, Filters, StartsFromMean):
+class EONADE(Autoregressive, OrderAgnostic, Conditions, Filters, StartsFromMean):
     """p(x_d | x where m = 1) from a network of (m ∘ x, m), whatever the mask m (Uria, Murray & Larochelle 2014,
     arXiv:1310.1757).
 
@@ -148,6 +149,23 @@ class EONADE(Autoregressive, OrderAgnostic, Completes, Filters, StartsFromMean):
             state.add_(value[:, None] * values[d] + marks[d])
 
         return draw(self.likelihood, x, known, order, raw_at, feed)
+
+    def completion(self, known: Tensor) -> Law:
+        return "exact"
+
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        """log of the mean over the orders of p_o(missing | known), o with the known elements moved to its front: what
+        `complete` draws from. Networks of different orders need not agree, so that this is not log p(x) - log p(known)
+        of `log_prob`'s mixture."""
+        total = torch.empty(len(x), device=x.device)
+        for mask, rows in masks_of(known):
+            part, members = x[rows], []
+            for order in self.orders:
+                order = order[mask[order].to(torch.uint8).argsort(descending=True, stable=True)]
+                parameters = self.conditionals_of(part, order)
+                members.append(missing_log_prob(self.likelihood, parameters, part, mask.view(self.shape)))
+            total[rows] = torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
+        return total
 
     @torch.no_grad()
     def filters(self) -> Tensor:

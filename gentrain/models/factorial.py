@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Accumulates, Density
+from gentrain.models.base import Accumulates, Conditions, Density, Law
 from gentrain.types import PositiveFloat, PositiveInt, Shape
 
 
-class Factorial(Density, Accumulates):
+class Factorial(Density, Accumulates, Conditions):
     """p(x) = Π_d p_d(x_d), with p_d(k) = (N_dk + s) / (N + s K) from N examples of which N_dk have x_d = k.
 
     As s goes to 0 that is the maximum of the likelihood; s > 0 keeps a value possible that was never seen.
@@ -62,8 +62,22 @@ class Factorial(Density, Accumulates):
         counts = self.counts.float() + self.smoothing
         return counts / counts.sum(0)
 
+    def _elements(self, x: Tensor) -> Tensor:
+        """log p_d(x_d), (B, D)."""
+        return self.probabilities().log().gather(0, x.flatten(1).long())
+
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.probabilities().log().gather(0, x.flatten(1).long()).sum(1)
+        return self._elements(x).sum(1)
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        return torch.where(known, x, self.sample(len(x)).to(x.dtype))
+
+    def completion(self, known: Tensor) -> Law:
+        return "exact"
+
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        return self._elements(x).masked_fill(known.flatten(1), 0).sum(1)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gentrain import noise
-from gentrain.models.base import Reparametrised, StartsFromMean
+from gentrain.models.base import Conditions, Law, Reparametrised, StartsFromMean
+from gentrain.models.missing import GivenPart, masks_of
 from gentrain.types import PositiveFloat, Shape
 
 Covariance = Literal["full", "diagonal", "spherical"]
@@ -66,6 +67,13 @@ class Gaussians(nn.Module):
             )
         return matrix
 
+    def given(self, k: int, known: Tensor) -> GivenPart:
+        """Gaussian k with so much known, (D,)."""
+        if self.covariance == "full":
+            factor = self.scale_tril[k].double()
+            return GivenPart(self.mean[k], factor @ factor.t(), known)
+        return GivenPart(self.mean[k], torch.diag(self.scale[k].double().square()), known)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; μ_k, Σ_k) of x (B, D), in nats, (B, K)."""
         if self.covariance == "full":
@@ -94,7 +102,7 @@ class Gaussians(nn.Module):
             self.log_scale.copy_(0.5 * covariance.log())
 
 
-class Gaussian(Reparametrised, StartsFromMean):
+class Gaussian(Reparametrised, Conditions, StartsFromMean):
     """p(x) = N(x; μ, Σ) over D real elements, Σ = L Lᵀ with L lower triangular.
 
     Which Gaussian is nearest to a distribution of another form depends on the direction: KL(data ‖ p) has its minimum
@@ -135,6 +143,23 @@ class Gaussian(Reparametrised, StartsFromMean):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         return self.rsample(n)
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        flat = torch.where(known, x, 0).flatten(1)
+        for mask, rows in masks_of(known):
+            flat[rows] = self.normal.given(0, mask).fill(flat[rows])
+        return flat.view_as(x)
+
+    def completion(self, known: Tensor) -> Law:
+        return "exact"
+
+    @torch.no_grad()
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        total = self.log_prob(x).double()
+        for mask, rows in masks_of(known):
+            total[rows] -= self.normal.given(0, mask).log_known(x[rows].flatten(1))
+        return total.float()
 
     def start_from_mean(self, mean: Tensor) -> None:
         """Begin around the mean: at a distance of N(0, I), so that no symmetry of the data holds the start in place."""

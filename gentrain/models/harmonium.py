@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gentrain import noise
-from gentrain.models.base import Completes
+from gentrain.models.base import Completes, Law
 from gentrain.models.energies import Harmonium, Tempers
 from gentrain.types import NonNegativeInt, PositiveInt, Shape
 
@@ -135,6 +135,9 @@ class Clamped(Harmonium, Completes):
         for _ in range(self.burn_in):
             x = torch.where(known, x, self.gibbs(x, 1))
         return x
+
+    def completion(self, known: Tensor) -> Law:
+        return "chain"
 
 
 class LinearRBM(BinaryVisible):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Accumulates, Density
+from gentrain.models.base import Accumulates, Conditions, Density, Law
+from gentrain.models.missing import masks_of
 from gentrain.types import PositiveFloat, PositiveInt, Shape, Support
 
 LIMIT = 20
 """log2 of the largest number of states that are counted."""
+CHUNK = 1 << 22
+"""States that are looked at together in completing examples."""
 
 
-class Histogram(Density, Accumulates):
+class Histogram(Density, Accumulates, Conditions):
     """p(x) = (N_x + s) / (N + s K^D) from N examples, of which N_x are x, in a space of D elements of K values.
 
     Additive smoothing (Lidstone 1920): s = 1 is Laplace's rule. As s goes to 0 it is the maximum of the likelihood,
@@ -79,6 +83,37 @@ class Histogram(Density, Accumulates):
     def log_prob(self, x: Tensor) -> Tensor:
         total = self.counts.sum() + self.smoothing * len(self.counts)
         return (self.counts[self._state(x)] + self.smoothing).log() - total.log()
+
+    def _completions(self, x: Tensor, known: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Groups of examples (B,) with the states that agree with what is known of each, (b, M), and their weights."""
+        flat = x.flatten(1).long()
+        for mask, rows in masks_of(known):
+            places = self.place[~mask]
+            fillings = torch.arange(self.values ** len(places), device=x.device)[:, None]
+            step = (fillings // self.values ** torch.arange(len(places), device=x.device) % self.values * places).sum(1)
+            base = (flat * self.place * mask).sum(1)
+            for part in rows.nonzero()[:, 0].split(max(1, CHUNK // len(step))):
+                states = base[part, None] + step
+                yield part, states, self.counts[states].double() + self.smoothing
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """One of the states that agree with what is known, by their probabilities."""
+        drawn = torch.empty_like(x)
+        for part, states, weights in self._completions(torch.where(known, x, 0), known):
+            state = states.gather(1, torch.multinomial(weights, 1))
+            drawn[part] = (state // self.place % self.values).view(-1, *self.shape).to(x.dtype)
+        return drawn
+
+    def completion(self, known: Tensor) -> Law:
+        return "exact"
+
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        total = torch.empty(len(x), device=x.device)
+        for part, _, weights in self._completions(x, known):
+            own = self.counts[self._state(x[part])] + self.smoothing
+            total[part] = (own.log() - weights.sum(1).log()).float()
+        return total
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import linear, one_hot, softplus
 
 from gentrain import noise
 from gentrain.errors import UsageError
-from gentrain.models.base import Classifies, Codes, Completes, Conditional, Filters, Reconstructs, StartsFromMean
+from gentrain.models.base import Classifies, Codes, Completes, Conditional, Filters, Law, Reconstructs, StartsFromMean
 from gentrain.models.energies import Enumerable
 from gentrain.models.harmonium import BinaryHidden
 from gentrain.models.rbm import RBM
@@ -174,6 +174,9 @@ class LabelRBM(
             v[:, : self.bits] = torch.where(known, x.to(v.dtype), v[:, : self.bits])
             v = self.chain(v, 1, y)
         return torch.where(known, x.to(v.dtype), v[:, : self.bits]).view(-1, *self.shape)
+
+    def completion(self, known: Tensor) -> Law:
+        return "chain"
 
     def _expected(self, x: Tensor, y: Tensor | None) -> Tensor:
         """x with E[label units | x], or with y, (B, D + K)."""

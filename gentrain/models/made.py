@@ -12,12 +12,21 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from gentrain.errors import UsageError
-from gentrain.models.autoregressive import choose_likelihood, draw, log_prob, nothing_known, ordering
-from gentrain.models.base import Autoregressive, Completes, Filters, StartsFromMean
+from gentrain.models.autoregressive import (
+    choose_likelihood,
+    draw,
+    law,
+    log_prob,
+    missing_log_prob,
+    nothing_known,
+    ordering,
+    require_first,
+)
+from gentrain.models.base import Autoregressive, Conditions, Filters, Law, StartsFromMean
 from gentrain.types import PositiveInt, Shape
 
 
-class MADE(Autoregressive, Completes, Filters, StartsFromMean):
+class MADE(Autoregressive, Conditions, Filters, StartsFromMean):
     """An autoencoder whose weights are masked such that output d depends on what precedes x_d alone, so that one pass
     gives all conditionals (Germain et al. 2015, arXiv:1502.03509).
 
@@ -144,6 +153,14 @@ class MADE(Autoregressive, Completes, Filters, StartsFromMean):
             rows = chosen == index
             drawn[rows] = self._complete(x[rows], known[rows], index)
         return drawn
+
+    def completion(self, known: Tensor) -> Law:
+        return law(self.order, known) if len(self.orders) == 1 else "approximate"
+
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        """Of one mask; with several, completions don't follow p(missing | known)."""
+        require_first(self, known)
+        return missing_log_prob(self.likelihood, self.conditionals(x), x, known)
 
     def _complete(self, x: Tensor, known: Tensor, index: int) -> Tensor:
         """By one mask, at the cost of one pass.

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Categorises, Codes, Completes, ExpectationMaximisation, Filters, StartsFromMean
+from gentrain.models.base import Categorises, Codes, Conditions, ExpectationMaximisation, Filters, Law, StartsFromMean
 from gentrain.models.gaussian import Gaussians
+from gentrain.models.missing import masks_of
 from gentrain.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 
 
-class Mixture(ExpectationMaximisation, Categorises, Codes, Filters, StartsFromMean):
+class Mixture(ExpectationMaximisation, Categorises, Codes, Conditions, Filters, StartsFromMean):
     """p(x) = Σ_k π_k p_k(x) over K components; π = softmax(logits).
 
     `codes` are the responsibilities p(k|x), `filters` the components' means. Besides EM, gradients train it: all
@@ -66,6 +67,17 @@ class Mixture(ExpectationMaximisation, Categorises, Codes, Filters, StartsFromMe
     def codes(self, x: Tensor) -> Tensor:
         return self.log_category(x).exp()
 
+    @abstractmethod
+    def known_joint(self, x: Tensor, known: Tensor) -> Tensor:
+        """log π_k p_k(the known elements) in nats, (B, K)."""
+
+    def completion(self, known: Tensor) -> Law:
+        return "exact"
+
+    @torch.no_grad()
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        return (self.joint(x).double().logsumexp(1) - self.known_joint(x, known).double().logsumexp(1)).float()
+
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         k = torch.multinomial(self.logits.softmax(0), n, replacement=True)
@@ -103,7 +115,7 @@ class Mixture(ExpectationMaximisation, Categorises, Codes, Filters, StartsFromMe
         return flat[torch.as_tensor(chosen, device=x.device)].to(self.logits.dtype)
 
 
-class BernoulliMixture(Mixture, Completes):
+class BernoulliMixture(Mixture):
     """p(x) = Σ_k π_k Π_d μ_kd^x_d (1 - μ_kd)^(1 - x_d), x in {0,1}^D (Wolfe 1970; Bishop 2006, section 9.3.3).
 
     The M-step from n examples is μ_kd = (Σ_x p(k|x) x_d + s) / (Σ_x p(k|x) + 2s), π_k = (Σ_x p(k|x) + s) / (n + K s):
@@ -169,13 +181,15 @@ class BernoulliMixture(Mixture, Completes):
         with torch.no_grad():
             self.mean_logits.add_(mean.flatten().clamp(1e-3, 1 - 1e-3).logit())
 
-    @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor) -> Tensor:
-        """x where `known`, elsewhere a draw from p(missing | known): a component given what is known, then its bits."""
+    def known_joint(self, x: Tensor, known: Tensor) -> Tensor:
         seen = known.flatten(1).to(self.logits.dtype)
         bits = torch.where(known, x, 0).flatten(1).to(seen.dtype)
-        joint = self.logits + bits @ self.mean_logits.t() - seen @ softplus(self.mean_logits).t()
-        k = torch.multinomial(joint.softmax(1), 1)[:, 0]
+        return self.logits.log_softmax(0) + bits @ self.mean_logits.t() - seen @ softplus(self.mean_logits).t()
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """A component given what is known, then its bits."""
+        k = torch.multinomial(self.known_joint(x, known).softmax(1), 1)[:, 0]
         drawn = torch.bernoulli(self.means[k]).view_as(x).to(x.dtype)
         return torch.where(known, x, drawn)
 
@@ -270,6 +284,24 @@ class GaussianMixture(Mixture):
 
     def filters(self) -> Tensor:
         return self.normals.mean.view(-1, *self.shape)
+
+    def known_joint(self, x: Tensor, known: Tensor) -> Tensor:
+        flat, total = x.flatten(1), self.logits.new_empty(len(x), self.components, dtype=torch.float64)
+        for mask, rows in masks_of(known):
+            parts = [self.normals.given(k, mask).log_known(flat[rows]) for k in range(self.components)]
+            total[rows] = torch.stack(parts, 1)
+        return self.logits.log_softmax(0) + total
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """A component given what is known, then the rest by that Gaussian."""
+        flat = torch.where(known, x, 0).flatten(1)
+        k = torch.multinomial(self.known_joint(flat.view_as(x), known).softmax(1), 1)[:, 0]
+        for mask, rows in masks_of(known):
+            for i in k[rows].unique().tolist():
+                here = rows & (k == i)
+                flat[here] = self.normals.given(i, mask).fill(flat[here])
+        return flat.view_as(x)
 
     def start_from_mean(self, mean: Tensor) -> None:
         """Of gradients alone; EM starts from examples."""

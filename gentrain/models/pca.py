@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Accumulates, Codes, Density, Filters, Reconstructs
+from gentrain.models.base import Accumulates, Codes, Completes, Conditions, Density, Filters, Law, Reconstructs
+from gentrain.models.missing import GivenPart, masks_of
 from gentrain.types import PositiveInt, Shape
 
 FLOOR = 1e-6
@@ -25,7 +26,7 @@ class Components(NamedTuple):
     rest: Tensor  # σ², the mean of the D - q other eigenvalues; 0 if there are none
 
 
-class PCA(Accumulates, Codes, Reconstructs, Filters):
+class PCA(Accumulates, Codes, Completes, Reconstructs, Filters):
     """x ≈ μ + Σ_k u_k z_k, z_k = u_kᵀ(x - μ), with u_k the leading eigenvectors of the covariance (Pearson 1901).
 
     Sums of x and of x xᵀ are kept in float64, so that the fit is exact whatever the size of a batch, and the
@@ -131,8 +132,31 @@ class PCA(Accumulates, Codes, Reconstructs, Filters):
         x = (mean + (z * scales.sqrt()) @ axes + noise).float().view(-1, *self.shape)
         return x.clamp_(0, 1) if self.support == "unit" else x
 
+    def _given(self, known: Tensor) -> GivenPart:
+        """The Gaussian that is sampled, with so much known, (D,)."""
+        self._require_examples()
+        mean, axes, variances, rest = self.components()
+        along, across = _floored(variances, rest)
+        covariance = (axes.t() * (along - across)) @ axes + across * torch.eye(len(mean)).to(axes)
+        return GivenPart(mean, covariance, known)
 
-class PPCA(PCA, Density):
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        """By the Gaussian that is sampled given what is known; of images, pixels beyond [0, 1] are moved to its ends.
+
+        Raises:
+            UsageError: it has not seen two examples yet.
+        """
+        flat = torch.where(known, x, 0).flatten(1)
+        for mask, rows in masks_of(known):
+            flat[rows] = self._given(mask).fill(flat[rows])
+        return torch.where(known, x, flat.view_as(x).clamp(0, 1) if self.support == "unit" else flat.view_as(x))
+
+    def completion(self, known: Tensor) -> Law:
+        return "exact" if self.support == "real" else "approximate"
+
+
+class PPCA(PCA, Density, Conditions):
     """p(x) = N(x; μ, U diag(λ) Uᵀ + σ² (I - U Uᵀ)): probabilistic PCA, a density (Tipping & Bishop 1999).
 
     It is the Gaussian of largest likelihood among those with covariance W Wᵀ + σ² I, W of q columns. Its support is
@@ -161,6 +185,13 @@ class PPCA(PCA, Density):
         determinant = along.log().sum() + others * across.log()
         quadratic = (z.square() / along).sum(1) + off / across * (others > 0)
         return (-0.5 * (len(mean) * math.log(2 * math.pi) + determinant + quadratic)).float()
+
+    @torch.no_grad()
+    def log_conditional(self, x: Tensor, known: Tensor) -> Tensor:
+        total = self.log_prob(x).double()
+        for mask, rows in masks_of(known):
+            total[rows] -= self._given(mask).log_known(x[rows].flatten(1))
+        return total.float()
 
 
 def _floored(along: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gentrain.errors import UsageError
 from gentrain.models import likelihoods
-from gentrain.models.base import Autoregressive, Completes, StartsFromMean
+from gentrain.models.autoregressive import law, require_first
+from gentrain.models.base import Autoregressive, Conditions, Law, StartsFromMean
 from gentrain.types import Support
 
 
@@ -157,7 +158,7 @@ class Recompute(Cache):
         return self.model.raw(self.model.head.network_input(self.x), self.y)[:, :, i, j]
 
 
-class Raster(Autoregressive, Completes, StartsFromMean):
+class Raster(Autoregressive, Conditions, StartsFromMean):
     """An image model in raster order. A subclass sets `head` and `shape` and gives `raw` and, if it has one, `cache`.
 
     With `classes` set (and `Conditional` among its bases) everything takes labels y (B,); without them `log_prob` is
@@ -231,6 +232,21 @@ class Raster(Autoregressive, Completes, StartsFromMean):
         if self.classes is not None and y is None:
             y = self._label(x, known)
         return self._draw(x, known, y, cached)
+
+    def completion(self, known: Tensor) -> Law:
+        return law(self.order.to(known.device), known)
+
+    def log_conditional(self, x: Tensor, known: Tensor, y: Tensor | None = None) -> Tensor:
+        """Without labels y a conditional model's is that of the even mixture."""
+        require_first(self, known)
+        if self.classes is None or y is not None:
+            return self.element_log_prob(x, y).masked_fill(known, 0).flatten(1).sum(1)
+        joint, seen = [], []
+        for k in range(self.classes):
+            log_p = self.element_log_prob(x, torch.full((len(x),), k, device=x.device))
+            joint.append(log_p.flatten(1).sum(1))
+            seen.append(log_p.masked_fill(~known, 0).flatten(1).sum(1))
+        return torch.logsumexp(torch.stack(joint), 0) - torch.logsumexp(torch.stack(seen), 0)
 
     def _label(self, x: Tensor, known: Tensor) -> Tensor:
         """y ~ p(y | the known elements before the first missing one), (B,)."""

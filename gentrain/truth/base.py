@@ -124,6 +124,7 @@ def truths() -> Sequence[Truth]:
         autoregressive,
         bidirectional,
         bounded,
+        completing,
         continuous,
         invertible,
         labels,
