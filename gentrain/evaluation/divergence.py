@@ -10,6 +10,7 @@ from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_
 from gentrain.evaluation.features import samples
 from gentrain.evaluation.likelihood import over_examples
 from gentrain.models.base import Density
+from gentrain.models.continuous import ContinuousFlow, density_kind
 from gentrain.models.gaussian import mixture_log_prob
 from gentrain.types import PositiveInt
 
@@ -20,11 +21,13 @@ class Divergence(Estimator):
         forward_kl   KL(t ‖ p) = E_t[log t(x) - log p(x)] over held-out examples: large where p misses a mode
         reverse_kl   KL(p ‖ t) = E_p[log p(x) - log t(x)] over samples: large where p lies between modes
 
+    Of a flow in continuous time log p is an estimate, and so they are of another kind.
+
     Args:
         n_fake: samples of the model.
     """
 
-    needs = (Density,)
+    needs = (Density, ContinuousFlow)
 
     def __init__(self, n_fake: PositiveInt = 10_000):
         self.n_fake = n_fake
@@ -39,13 +42,14 @@ class Divergence(Estimator):
 
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model, modes = subject.model, subject.spec.modes
-        assert isinstance(model, Density) and modes is not None
+        assert isinstance(model, Density | ContinuousFlow) and modes is not None
+        how = "" if isinstance(model, Density) else f" by {density_kind(probes=None)}"
         centres = torch.tensor(modes.centres, device=subject.device)
 
         def ratio(x: torch.Tensor) -> torch.Tensor:
             return mixture_log_prob(x.flatten(1), centres, modes.std).double() - model.log_prob(x).double()
 
         values = over_examples(subject, "forward KL", lambda batch: ratio(batch.x))
-        yield Finding("forward_kl", "forward-kl", *mean_and_error(values), "nats", len(values))
+        yield Finding("forward_kl", f"forward-kl{how}", *mean_and_error(values), "nats", len(values))
         values = -torch.cat([ratio(x) for x in samples(subject, self.n_fake)])
-        yield Finding("reverse_kl", "reverse-kl", *mean_and_error(values), "nats", self.n_fake)
+        yield Finding("reverse_kl", f"reverse-kl{how}", *mean_and_error(values), "nats", self.n_fake)

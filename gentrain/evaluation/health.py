@@ -19,6 +19,7 @@ from gentrain.batch import Batch
 from gentrain.evaluation.codes import active, nearest, unit_scaled
 from gentrain.evaluation.estimator import Subject, seeded
 from gentrain.models.base import Adversarial, Decoder, Density, LatentVariable, given
+from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.energies import Harmonium, MarkovChain, Unnormalised
 from gentrain.models.latent import centre, log_weights
 from gentrain.objectives.adversarial import Game
@@ -85,7 +86,7 @@ def examine(subject: Subject, seed: int, thorough: bool = False, objective: Obje
     split = held_out if subject.split == "train" else subject.split
     model = subject.model
     with seeded(seed):
-        quick = isinstance(model, Decoder | LatentVariable) and not isinstance(model, Density)
+        quick = isinstance(model, Decoder | LatentVariable) and not isinstance(model, Density | ContinuousFlow)
         wanted = quick or (thorough and not isinstance(model, Density))
         drawn = model.sample(EXAMPLES) if wanted and model.support != "tokens" else None
         patient = Patient(subject, split, drawn, objective)

@@ -40,7 +40,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
     codes and densities are all of this field.
 
     `complete` is an approximation, after RePaint (Lugmayr et al. 2022, arXiv:2201.09865): before each of `steps` steps
-    the known part is put back as t x + (1 - t) ε with ε drawn anew, and each step is taken `resampling` times, noise
+    the known part is put back as t x + (1 - t) ε with ε drawn anew, and each step is taken `resamples` times, noise
     leading back to where it began, by which the drawn part comes to agree with the known one. A conditional model
     completes without a label unless it is given one.
 
@@ -58,7 +58,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         guidance: w.
         solver: `euler`, `midpoint`, `rk4` or `dopri5`. steps: of the first three; they take one, two and four
             evaluations of v each. rtol, atol: of dopri5.
-        resampling: how often `complete` takes each step.
+        resamples: how often `complete` takes each step.
 
     Raises:
         UsageError: conditional without labels, guidance without conditional, or as of `gentrain.models.timed.network`.
@@ -89,7 +89,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         steps: PositiveInt = 20,
         rtol: PositiveFloat = 1e-5,
         atol: PositiveFloat = 1e-5,
-        resampling: PositiveInt = 5,
+        resamples: PositiveInt = 5,
     ):
         super().__init__(shape, each=True)
         if conditional and classes is None:
@@ -101,7 +101,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         self.solver: Solve = Solver(solver, steps, rtol, atol)
         self.precise: Solve = Solver("dopri5", steps, rtol, atol)
         self._step = Solver(solver, 1, rtol, atol)
-        self.steps, self.resampling = steps, resampling
+        self.steps, self.resamples = steps, resamples
         self._prior = StandardNormal(math.prod(self.shape))
         self.network = timed.network(
             network,
@@ -178,7 +178,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         state = torch.randn_like(end)
         times = [i / self.steps for i in range(self.steps + 1)]
         for start, stop in pairwise(times):
-            for again in range(self.resampling):
+            for again in range(self.resamples):
                 if again:
                     keep = start / stop
                     deviation = math.sqrt((1 - start) ** 2 - (keep * (1 - stop)) ** 2)
