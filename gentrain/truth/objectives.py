@@ -12,6 +12,7 @@ from torch import Tensor
 from gentrain.batch import Batch
 from gentrain.device import Device
 from gentrain.models.base import Adversarial, Density, Generative, LatentVariable, evenly, given, kind_given
+from gentrain.models.diffusion import Diffuses
 from gentrain.models.energies import EnergyBased, Enumerable, PseudoLikelihood, Unnormalised
 from gentrain.objectives.adversarial import Game
 from gentrain.objectives.contrastive import Contrastive
@@ -257,6 +258,21 @@ def loss_falls(case: Case) -> Verdict | None:
     return worst, -1e-6, f"{'; '.join(words)} in {STEPS} steps on one batch"
 
 
+def opinions(
+    player: Generative, examples: Tensor, y: Tensor | None, aim: float | None, seed: int, n: int = 256
+) -> tuple[float, float]:
+    """What the critic says of real examples minus of n generated ones, and how well these do by a game's `aim`."""
+    assert isinstance(player, Adversarial)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        n = len(examples) if player.judges_batches else n  # such see batches as large as they were trained on
+        labels = evenly(player, n)
+        made = player.decode(player.prior.sample(torch.Size([n])), **labels)
+        real, fake = player.discriminate(examples, **given(player, y)), player.discriminate(made, **labels)
+    reached = fake if aim in (None, math.inf) else -(fake - aim).square()
+    return float(real.mean() - fake.mean()), float(reached.mean())
+
+
 @claims("the critic learns to tell, the generator to please it", Adversarial)
 def players_pull_the_right_way(case: Case) -> Verdict | None:
     """The discriminator alone parts real from generated; the generator alone brings what the critic says of its
@@ -265,22 +281,8 @@ def players_pull_the_right_way(case: Case) -> Verdict | None:
         return None
 
     aim = case.objective.aim if isinstance(case.objective, Game) else math.inf
-    examples, y = case.batches[0].x, case.batches[0].y
-
-    def outputs(model: Generative) -> tuple[float, float]:
-        """Real minus generated, and how well generated examples do."""
-        assert isinstance(model, Adversarial)
-        torch.manual_seed(case.seed)
-        with torch.no_grad():
-            n = len(examples) if model.judges_batches else 256  # such see batches as large as they were trained on
-            labels = evenly(model, n)
-            made = model.decode(model.prior.sample(torch.Size([n])), **labels)
-            real, fake = model.discriminate(examples, **given(model, y)), model.discriminate(made, **labels)
-        reached = fake if aim in (None, math.inf) else -(fake - aim).square()
-        return float(real.mean() - fake.mean()), float(reached.mean())
-
     before, critic, maker = (
-        outputs(model)
+        opinions(model, case.x, case.batches[0].y, aim, case.seed)
         for model in (copies(case)[0], train_alone(case, "discriminator")[0], train_alone(case, "generator")[0])
     )
     told, pleased = critic[0] - before[0], maker[1] - before[1]
@@ -377,6 +379,8 @@ def _defined(model: Generative, kind: str, x: Tensor, y: Tensor | None) -> Tenso
             return model.free_energy(x)[None]
         if kind == "pseudo" and isinstance(model, PseudoLikelihood):
             return model.pseudo_log_likelihood(x)[None]
+        if isinstance(model, Diffuses) and kind == kind_given(model, "elbo"):
+            return torch.stack([model.bound(x, y) for _ in range(20)])
         if isinstance(model, LatentVariable):
             if kind == kind_given(model, "elbo"):
                 return bounds(model, x, 1, 2000, y)
