@@ -95,6 +95,21 @@ class Degradation:
             raise UsageError(f"data.amount={self._whole}: turns {height} x {width} images on their side; take 2")
 
     @property
+    def inverse(self) -> Degradation | None:
+        """What leads back to x exactly, for changes that lose nothing.
+
+        >>> Degradation("rotate", 1).inverse
+        Degradation(change='rotate', amount=3)
+        """
+        match self.change:
+            case "invert":
+                return self
+            case "rotate":
+                return Degradation("rotate", -self._whole % 4 or 4)
+            case _:
+                return None
+
+    @property
     def _whole(self) -> int:
         return int(self.amount or 1)
 
@@ -198,6 +213,7 @@ def unpaired(
     if degradation is None and amount is not None:
         raise UsageError(f"data.amount={amount:g}: is of data.change, which is null; leave it null too")
     of = _held_out(_resized(_single(of), size), validation)
+    one_set = to is None
     if to is None:
         of, to = _halves(of)
     else:
@@ -216,7 +232,8 @@ def unpaired(
             + ("; set data.validation" if lacking[0] == "validation" else "; take another set")
         )
     to = replace(to, spec=replace(to.spec, name=other), change=degradation)
-    return replace(of, spec=replace(of.spec, name=f"{of.spec.name}-and-{other}", pairs="unpaired"), partner=to)
+    spec = replace(of.spec, name=f"{of.spec.name}-and-{other}", pairs="unpaired")
+    return replace(of, spec=spec, partner=to, one_set=one_set)
 
 
 def _single(source: object) -> Source:

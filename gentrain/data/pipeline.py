@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ class Pipeline:
         protocol: how stored values become the model's data, e.g. "binary, dynamic binarization".
         steps_per_epoch: whole batches in the training split; the rest of an epoch's order is left out.
         partner: the pipeline of the other domain, where there is one.
+        one_set: whether the other domain is other examples of the same set, changed.
 
     Raises:
         UsageError: if data and support don't fit, or a change of images and the support don't, or the batch is larger
@@ -99,6 +101,7 @@ class Pipeline:
                 f"data={source.spec.name}: images are changed in grey or colour, for unit and signed models, and the"
                 f" model models {support} data"
             )
+        self.one_set = source.one_set
         self.partner: Pipeline | None = None
         if source.partner is not None and not isinstance(source.partner, Degradation):
             own = derive(_PARTNER, seed)
@@ -223,6 +226,23 @@ class Pipeline:
         keys = sample_keys(derive(_SOME, self.seed), index)
         batch = self._take(self._splits["train"], index.to(self.device), keys.to(self.device))
         return batch if self.partner is None else _beside(batch, self.partner.some(n))
+
+    @property
+    def other_domain(self) -> Pipeline:
+        """The domain of `pair` by itself, whose examples are then x: of paired data, what is made of each."""
+        if self.partner is not None:
+            return self.partner
+        view = copy.copy(self)
+        view._change, view._pairing = self._pairing, None
+        return view
+
+    def counterpart(self, x: Tensor, back: bool = False) -> Tensor | None:
+        """What each example of `pair` was, (B, *shape), before the change that makes this domain the other one, or
+        if `back` what it makes of each of x; None of domains that are two sets, or whose change loses something."""
+        change = None if self.partner is None or not self.one_set else self.partner._change
+        if change is None or change.inverse is None:
+            return None
+        return self._changed(change if back else change.inverse, x, torch.zeros(len(x), dtype=torch.int64))
 
     def mean(self) -> Tensor:
         """The mean training example in the model's support, expected over the draws, float32, (*shape)."""

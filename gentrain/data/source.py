@@ -59,6 +59,7 @@ class Source:
         order: of training. `stream` needs splits in which each example goes on where the one before it ended.
         change: what is done to each image on its way to the model.
         partner: for translation, the other domain, or what makes each example's partner of it.
+        one_set: whether the other domain is other examples of this set, changed.
     """
 
     spec: DataSpec
@@ -67,6 +68,7 @@ class Source:
     order: Order = "shuffled"
     change: Degradation | None = None
     partner: Source | Degradation | None = None
+    one_set: bool = False
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the training split: types, shapes and every stored value, and of what makes pairs of it."""

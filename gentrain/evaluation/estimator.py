@@ -15,7 +15,7 @@ from torch import Tensor
 from gentrain.batch import Batch, DataSpec
 from gentrain.data.pipeline import Pipeline
 from gentrain.errors import UsageError
-from gentrain.models.base import Generative
+from gentrain.models.base import Generative, Translator
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], int, str], Iterable[T]]
@@ -129,14 +129,18 @@ class Estimator(ABC):
 
     Class attributes:
         needs: the model must be an instance of one of these capabilities.
+        of_samples: it is of samples, which must be draws from the model's distribution and not a few things repeated.
         cheap: done within a second or so: such an estimator also runs in training, at `trainer.evaluate_every`.
     """
 
     needs: ClassVar[tuple[type, ...]] = (Generative,)
+    of_samples: ClassVar[bool] = False
     cheap: ClassVar[bool] = False
 
     def unfit(self, subject: Subject) -> str | None:
         """Why this estimator can't judge the subject, in words that follow the model's name; None if it can."""
+        if self.of_samples and isinstance(subject.model, Translator):
+            return "draws samples by translating a few inputs that it keeps; use metrics=[translation]"
         if isinstance(subject.model, self.needs):
             return None
         return f"is no {' or '.join(need.__name__ for need in self.needs)}"

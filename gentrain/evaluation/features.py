@@ -31,6 +31,7 @@ from gentrain.evaluation.channels import PerChannel
 from gentrain.evaluation.estimator import Subject, seeded
 from gentrain.evaluation.inception import inception
 from gentrain.files import read_json, write_atomic, write_json
+from gentrain.models.base import Generative
 from gentrain.models.layers import SMALLEST, mlp
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,17 @@ def representation(pipeline: Pipeline) -> str:
     return ", ".join(word for word in words if word != "scaled to [0,1]")
 
 
+def finite(model: Generative, x: Tensor, what: str) -> Tensor:
+    """x, what the model has given.
+
+    Raises:
+        GentrainError: some of it is NaN or infinite.
+    """
+    if not bool(torch.isfinite(x).all()):
+        raise GentrainError(f"{what} of {type(model).__name__}: some are NaN or infinite; the model has diverged")
+    return x
+
+
 _shelves: dict[int, dict[Any, Any]] = {}
 
 
@@ -92,11 +104,7 @@ def samples(subject: Subject, n: int) -> Iterator[Tensor]:
         else:
             with seeded(derive(_SAMPLES, subject.seed, i) >> 1):
                 chunk = subject.model.sample(CHUNK)
-            if not bool(torch.isfinite(chunk).all()):
-                raise GentrainError(
-                    f"samples of {type(subject.model).__name__}: some are NaN or infinite; the model has diverged"
-                )
-            chunk = unit(subject.pipeline, chunk)
+            chunk = unit(subject.pipeline, finite(subject.model, chunk, "samples"))
             if i == len(kept) and (i + 1) * chunk.numel() * chunk.element_size() <= KEPT:
                 kept.append(chunk)
         yield chunk[: n - i * CHUNK]
@@ -259,6 +267,10 @@ class Classifier:
     accuracy: float
     split: str
     n: int
+
+    def right(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether each of x, on [0, 1], is put under the label y (B,): (B,), bools."""
+        return self.network(x).argmax(1) == y
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gentrain.errors import GentrainError
 from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
-from gentrain.evaluation.features import CHUNK, classifier, labelled, unit
+from gentrain.evaluation.features import CHUNK, classifier, finite, labelled, unit
 from gentrain.models.base import Categorises, Conditional
 from gentrain.types import PositiveInt
 
@@ -50,10 +49,8 @@ class LabelAgreement(Estimator):
         right = []
         for y in subject.track(asked.split(CHUNK), math.ceil(self.n_fake / CHUNK), "samples of labels"):
             to: dict[str, Any] = {"y": y}
-            x = model.sample(len(y), **to)
-            if not bool(torch.isfinite(x).all()):
-                raise GentrainError(f"samples of {type(model).__name__}: some are NaN or infinite; it has diverged")
-            right.append(judge.network(unit(subject.pipeline, x)).argmax(1) == y)
+            x = finite(model, model.sample(len(y), **to), "samples")
+            right.append(judge.right(unit(subject.pipeline, x), y))
         found = torch.cat(right).double()
         share = float(found.mean())
         each = [round(float(found[asked == label].mean()), 4) for label in range(min(model.classes, self.n_fake))]

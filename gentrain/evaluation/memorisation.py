@@ -36,6 +36,7 @@ class Nearest(Estimator):
             training example. resamples: of the bootstrap.
     """
 
+    of_samples = True
     n_fake: PositiveInt = 2000
     quantile: OpenFraction = 0.01
     features: Literal["auto", "classifier", "pixels", "inception"] = "pixels"

@@ -60,6 +60,8 @@ class ModeCoverage(Estimator):
         n_fake: samples. least: 0.1 is a share of 1 % for ten classes of one size. confidence: largest probability.
     """
 
+    of_samples = True
+
     def __init__(self, n_fake: PositiveInt = 10_000, least: PositiveFloat = 0.1, confidence: Fraction = 0.9):
         self.n_fake, self.least, self.confidence = n_fake, least, confidence
 
@@ -115,6 +117,7 @@ class MixtureModes(Estimator):
         n_fake: samples; published counts are of 2,500. deviations: radius of a mode in standard deviations.
     """
 
+    of_samples = True
     cheap = True
 
     def __init__(self, n_fake: PositiveInt = 2500, deviations: PositiveFloat = 3.0):

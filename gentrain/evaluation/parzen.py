@@ -70,6 +70,8 @@ class Parzen(Estimator):
         validation: examples that choose σ, at most.
     """
 
+    of_samples = True
+
     def __init__(
         self,
         samples: PositiveInt = 10_000,

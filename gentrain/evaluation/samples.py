@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import DataError, UsageError
-from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
+from gentrain.evaluation.estimator import Estimator, Finding, Subject, Track, mean_and_error, untracked
 from gentrain.evaluation.features import Space, how_many, space
 from gentrain.objectives.mmd import Kernel, squared_distances
 from gentrain.types import PositiveFloat, PositiveInt
@@ -49,6 +49,7 @@ class Comparison(Estimator):
             labelled images and pixels for all else.
     """
 
+    of_samples = True
     n_fake: PositiveInt = 10_000
     reference: Literal["train", "validation", "test"] = "train"
     n_reference: PositiveInt | None = None
@@ -120,17 +121,26 @@ class FID(Comparison):
 
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         pair = self.pair(subject, 4)
-        shift = pair.real.mean(0)
-        fake, real = pair.fake - shift, pair.real - shift
-        value = frechet(*moments(fake), *moments(real))
-        blocks = _blocks(self.blocks, fake, real)
-        without = []
-        for b in subject.track(range(blocks), blocks, "frechet"):
-            sides = (_leave_out(x, b, blocks) for x in (fake, real))
-            without.append(frechet(*(m for side in sides for m in side)))
-        error, bias = jackknife(value, without)
+        value, error, bias = frechet_estimate(pair.fake, pair.real, self.blocks, subject.track)
         yield Finding("fid", "fid", value, error, pair.unit("squared distance"), self.n_fake,
                       {**pair.settings, "bias": bias})  # fmt: skip
+
+
+def frechet_estimate(fake: Tensor, real: Tensor, blocks: int, track: Track = untracked) -> tuple[float, float, float]:
+    """The Frechet distance of Gaussians fitted to features (n, d) and (m, d), its standard error and its bias.
+
+    Args:
+        blocks: of the jackknife. track: shows progress.
+    """
+    shift = real.mean(0)
+    fake, real = fake - shift, real - shift
+    value = frechet(*moments(fake), *moments(real))
+    blocks = _blocks(blocks, fake, real)
+    without = []
+    for b in track(range(blocks), blocks, "frechet"):
+        sides = (_leave_out(x, b, blocks) for x in (fake, real))
+        without.append(frechet(*(m for side in sides for m in side)))
+    return value, *jackknife(value, without)
 
 
 def _blocks(wanted: int, fake: Tensor, real: Tensor) -> int:
