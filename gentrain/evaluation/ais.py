@@ -116,6 +116,12 @@ class Annealing(Estimator):
         base = path.log_partition
         return Partition(base + w.value, None if w.low is None else base + w.low, base + w.high, w)
 
+    def backward(self, subject: Subject, path: TemperedPath[State], states: Iterable[State]) -> Partition:
+        """log Ẑ from the path's end to its base, from `states` at the end, which come in parts."""
+        w = log_mean(run(subject, path, states, self.betas[::-1], "reverse-ais"))
+        base = path.log_partition
+        return Partition(base - w.value, base - w.high, None if w.low is None else base - w.low, w)
+
 
 class AIS(Annealing):
     """log Z by annealing from the base-rate model, and log p(x) = -F(x) - log Ẑ (Salakhutdinov & Murray 2008).
@@ -171,11 +177,7 @@ class ReverseAIS(Annealing):
         path = tempered(subject, self.smoothing)
         x, how = self.starts(subject)
         states = (path.state(part) for part in x.split(self.chunk))
-        weights = run(subject, path, states, self.betas[::-1], "reverse-ais")
-        w = log_mean(weights)
-        base = path.log_partition
-        high = None if w.low is None else base - w.low
-        found = Partition(base - w.value, base - w.high, high, w)
+        found = self.backward(subject, path, states)
         yield from report(subject, "reverse-ais", found, self.chains, self.betas, starts=how)
 
     def starts(self, subject: Subject) -> tuple[Tensor, str]:
