@@ -19,12 +19,13 @@ from gentrain.types import NonNegativeInt, PositiveFloat, PositiveInt, Shape
 
 
 class FactorPrior(Distribution):
-    """z = (noise, categories, numbers): N(0, I), one-hot vectors with even chances, and U(-1, 1), independent.
+    """z = (noise, categories, numbers): N(0, I), one-hot vectors, and U(-1, 1), independent.
 
     Its density is with respect to counting where z is categorical and to length elsewhere.
 
     Args:
-        noise: dimensions of it. categories: K of each category. numbers: how many. like: a tensor, for its device.
+        noise: dimensions of it. categories: K of each category, with even chances, or its chances, (K,), up to a
+            factor. numbers: how many. like: a tensor, for its device.
 
     >>> prior = FactorPrior(1, [2], 1, torch.zeros(()))
     >>> prior.sample((3,)).shape, prior.log_prob(torch.tensor([0.0, 0, 1, 0.5]))  # -½ log 2π - log 2 - log 2
@@ -33,12 +34,13 @@ class FactorPrior(Distribution):
 
     arg_constraints = {}  # type: ignore[assignment]  # noqa: RUF012
 
-    def __init__(self, noise: int, categories: Sequence[int], numbers: int, like: Tensor):
-        self.lengths = [noise, *categories, numbers]
+    def __init__(self, noise: int, categories: Sequence[int | Tensor], numbers: int, like: Tensor):
+        chances = [like.new_ones(k) if isinstance(k, int) else k for k in categories]
+        self.lengths = [noise, *map(len, chances), numbers]
         zero, one = like.new_zeros(1), like.new_ones(1)
         self.blocks: list[Distribution] = [
             Independent(Normal(zero.expand(noise), one.expand(noise), validate_args=False), 1, validate_args=False),
-            *(OneHotCategorical(logits=zero.expand(k), validate_args=False) for k in categories),
+            *(OneHotCategorical(p, validate_args=False) for p in chances),
             Independent(
                 Uniform(-one.expand(numbers), one.expand(numbers), validate_args=False), 1, validate_args=False
             ),
