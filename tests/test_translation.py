@@ -26,8 +26,7 @@ Function = Callable[[Tensor], Tensor]
 class Forward(Translator):
     def __init__(self, pipeline: Pipeline, translate: Function):
         super().__init__()
-        self.shape, self._translate = pipeline.spec.shape, translate
-        self.support: Support = pipeline.support
+        self.shape, self.support, self._translate = pipeline.spec.shape, pipeline.support, translate
 
     def sample(self, n: int) -> Tensor:
         return torch.zeros(n, *self.shape)

@@ -82,7 +82,7 @@ class Pipeline:
         world: int = 1,
     ):
         self.spec = source.spec
-        self.support = support
+        self.support: Support = support
         self.batch_size, self.seed = batch_size, seed
         self.streams = source.order == "stream"
         self.rank, self.world = rank, world

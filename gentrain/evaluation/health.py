@@ -18,7 +18,7 @@ from torch.nn.functional import softplus
 from gentrain.batch import Batch
 from gentrain.evaluation.codes import active, nearest, unit_scaled
 from gentrain.evaluation.estimator import Subject, seeded
-from gentrain.models.base import Adversarial, Decoder, Density, LatentVariable, given
+from gentrain.models.base import Adversarial, Decoder, Density, LatentVariable, Translator, given
 from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.energies import Harmonium, MarkovChain, Unnormalised
 from gentrain.models.latent import centre, log_weights
@@ -78,7 +78,8 @@ def examine(subject: Subject, seed: int, thorough: bool = False, objective: Obje
     Args:
         thorough: also draw samples that take many steps each, and compare samples with the whole of a large training
             split. That takes seconds, all else a fraction of one. Models with a density are not sampled: some need a
-            pass for every element, and what samples would tell of them, the density tells better.
+            pass for every element, and what samples would tell of them, the density tells better. Nor are translators,
+            whose samples are translations of training inputs, near training examples as they should be.
         objective: that the model was trained by; None if that isn't known, and a critic's outputs are then taken for
             log-odds.
     """
@@ -87,7 +88,7 @@ def examine(subject: Subject, seed: int, thorough: bool = False, objective: Obje
     model = subject.model
     with seeded(seed):
         quick = isinstance(model, Decoder | LatentVariable) and not isinstance(model, Density | ContinuousFlow)
-        wanted = quick or (thorough and not isinstance(model, Density))
+        wanted = quick or (thorough and not isinstance(model, Density | Translator))
         drawn = model.sample(EXAMPLES) if wanted and model.support != "tokens" else None
         patient = Patient(subject, split, drawn, objective)
         limit = None if thorough else QUICK_SEARCH
