@@ -40,7 +40,14 @@ def require_bits(subject: Subject, x: Tensor) -> None:
 
 
 def findings(
-    subject: Subject, metric: str, kind: str, values: Tensor, *, unit_interval: bool = False, **settings: object
+    subject: Subject,
+    metric: str,
+    kind: str,
+    values: Tensor,
+    *,
+    unit_interval: bool = False,
+    of_levels: bool = False,
+    **settings: object,
 ) -> Iterator[Finding]:
     """Per-example log-likelihoods (N,) in nats as findings: their mean and, where x is one of K levels, bits/dim.
 
@@ -49,17 +56,18 @@ def findings(
 
     Args:
         unit_interval: the densities are those of x brought to [0, 1], whatever the model's support.
+        of_levels: they are no densities but the probabilities of the levels, whatever the model's support.
     """
     mean, error = mean_and_error(values)
     yield Finding(metric, kind, mean, error, "nats", len(values), settings)
-    scale = bits_offset(subject, unit_interval)
+    scale = bits_offset(subject, unit_interval, of_levels)
     if scale is not None:
         size = math.prod(subject.spec.shape) * math.log(2)
         offset = math.prod(subject.spec.shape) * scale
         yield Finding(metric, kind, -(mean - offset) / size, error / size, "bits/dim", len(values), settings)
 
 
-def bits_offset(subject: Subject, unit_interval: bool = False) -> float | None:
+def bits_offset(subject: Subject, unit_interval: bool = False, of_levels: bool = False) -> float | None:
     """log of the density's bins per unit, which bits/dim must account for; None where bits/dim means nothing.
 
     0 for levels themselves, log K for K dequantized levels on [0, 1]. Binary and real data have no bits/dim.
@@ -67,7 +75,7 @@ def bits_offset(subject: Subject, unit_interval: bool = False) -> float | None:
     support, levels = subject.model.support, subject.spec.levels
     if levels is None or levels <= 2:
         return None
-    if support == "levels" and not unit_interval:
+    if of_levels or (support == "levels" and not unit_interval):
         return 0.0
     if "dequantization" in subject.pipeline.protocol:
         return math.log(levels / 2) if support == "signed" and not unit_interval else math.log(levels)

@@ -8,11 +8,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Distribution, Independent
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Completes, Conditional, evenly
-from gentrain.models.diffusion import Chain, Diffuses, Schedule, Variance, discretized_normal, over
+from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, Schedule, Variance, independent_normal, over
+from gentrain.models.labels import checked
 from gentrain.models.standard import Standardised
 from gentrain.models.timed import Kind
 from gentrain.models.timed import network as _network
@@ -167,17 +168,25 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
 
     def term(self, x: Tensor, t: Tensor, epsilon: Tensor, y: Tensor | None = None, clip: bool = True) -> Tensor:
         chain = self.chain
-        found, x = self.denoised(self.noised(x, t, epsilon), t, y, clip=clip), self._inward(x)
-        kl = over(chain.weight[t], x) * (x - found).square() + over(chain.constant[t], x)
-        kl = torch.where(over(t == 1, x), -self._decoder(x, found), kl)
-        return kl.flatten(1).sum(1)
+        found, own = self.denoised(self.noised(x, t, epsilon), t, y, clip=clip), self._inward(x)
+        kl = over(chain.weight[t], x) * (own - found).square() + over(chain.constant[t], x)
+        return torch.where(t == 1, -self._decoder(found).log_prob(x), kl.flatten(1).sum(1))
 
-    def _decoder(self, x: Tensor, mean: Tensor) -> Tensor:
-        """log p(x|x_1) of each element, (B, *shape)."""
-        deviation = self.chain.deviation[1]
+    def _decoder(self, mean: Tensor) -> Distribution:
+        """p(x|x_1) for its mean in the chain's unit."""
         if self.levels is not None:
-            return discretized_normal(x, mean, deviation, self.levels)
-        return Normal(mean, deviation, validate_args=False).log_prob(x) - self.scale.log().view(self.shape)
+            return Independent(DiscretizedNormal(mean, self.chain.deviation[1], self.levels), len(self.shape))
+        scale = self.scale.view(self.shape)
+        return independent_normal(self.outward(mean.flatten(1)), self.chain.deviation[1] * scale)
+
+    def forth(self, x: Tensor, t: int) -> Distribution:
+        return independent_normal(*self.chain.onwards(self._inward(x) if t == 1 else x, t - 1, t))
+
+    def back(self, x: Tensor, t: int, y: Tensor | None = None) -> Distribution:
+        found = self.denoised(x, torch.full((len(x),), t, device=x.device), y)
+        if t == 1:
+            return self._decoder(found)
+        return independent_normal(self.chain.towards(x, found, t, t - 1, eta=1.0), self.chain.deviation[t])
 
     def prior_term(self, x: Tensor) -> Tensor:
         return self.chain.prior_term(self._inward(x))
@@ -190,17 +199,17 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
         """n draws, of p(x|y) for labels y (n,); a conditional model draws these evenly if there are none."""
-        y = evenly(self, n).get("y") if y is None else y
+        y = evenly(self, n).get("y") if y is None else checked(self, y, n)
         x = torch.randn(n, *self.shape, device=self.device)
         eta = self.eta if self.sampler == "ddim" else 1.0
         for t, s in pairwise(self.times):
-            x = self._back(x, t, s, y, eta)
+            x = self._step(x, t, s, y, eta)
         return self._outward(x)
 
-    def _back(self, x: Tensor, t: int, s: int, y: Tensor | None, eta: float) -> Tensor:
+    def _step(self, x: Tensor, t: int, s: int, y: Tensor | None, eta: float) -> Tensor:
         """A draw of x_s given x_t = x; for s = 0 the mean."""
         times = torch.full((len(x),), t, device=x.device)
-        mean = self.chain.back(x, self.denoised(x, times, y, self.guidance), t, s, eta)
+        mean = self.chain.towards(x, self.denoised(x, times, y, self.guidance), t, s, eta)
         if s == 0 or eta == 0:
             return mean
         variance = self.chain.variance if self.sampler == "ancestral" else "posterior"
@@ -214,10 +223,15 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         given = self._inward(torch.where(known, x, torch.zeros_like(x)))
         filled = torch.randn_like(given)
         for t, s in pairwise(self.times):
-            for i in range(self.resamples if s > 0 else 1):
-                drawn = self._back(filled, t, s, None, eta=1.0)
-                seen = self.chain.forth(given, 0, s) if s > 0 else given
-                filled = torch.where(known, seen, drawn)
-                if i < self.resamples - 1 and s > 0:
-                    filled = self.chain.forth(filled, s, t)
+            last = s == 0
+            for i in range(1 if last else self.resamples):
+                if i > 0:
+                    filled = self._forth(filled, s, t)
+                drawn = self._step(filled, t, s, None, eta=1.0)
+                filled = torch.where(known, given if last else self._forth(given, 0, s), drawn)
         return torch.where(known, x, self._outward(filled))
+
+    def _forth(self, x: Tensor, s: int, t: int) -> Tensor:
+        """A draw from q(x_t|x_s = x)."""
+        mean, deviation = self.chain.onwards(x, s, t)
+        return mean + deviation * torch.randn_like(mean)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
 
 from gentrain.models.base import Generative
 
@@ -62,6 +63,14 @@ class Diffuses(Generative):
     @abstractmethod
     def prior_term(self, x: Tensor) -> Tensor:
         """L_T in nats, (B,). Nothing can be learned of it."""
+
+    @abstractmethod
+    def forth(self, x: Tensor, t: int) -> Distribution:
+        """q(x_t|x_{t-1} = x), batch shape (B,); x_0 is an example in `support`, other x are in the chain's unit."""
+
+    @abstractmethod
+    def back(self, x: Tensor, t: int, y: Tensor | None = None) -> Distribution:
+        """p(x_{t-1}|x_t = x), batch shape (B,); for t = 1 of examples in `support`."""
 
     @property
     @abstractmethod
@@ -169,24 +178,24 @@ class Chain(nn.Module):
         left = self.alpha_bar[-1]
         return 0.5 * (left * (x.square() - 1) - math.log1p(-left)).flatten(1).sum(1)
 
-    def back(self, x: Tensor, x0: Tensor, t: int, s: int, eta: float) -> Tensor:
-        """The mean of x_s given x_t = x and x_0, s < t, in that chain of the same q(x_t|x) whose steps backward have
+    def towards(self, x: Tensor, x0: Tensor, t: int, s: int, eta: float) -> Tensor:
+        """The mean of x_s given x_t = x and x_0, s < t, in that chain of the same q(x_t|x_0) whose steps backward have
         the deviation η √β̃ (Song et al. 2021, arXiv:2010.02502, eq. 12 and 16): 1 is q's own, 0 has no noise."""
-        sigma = eta * self.backward_deviation(t, s)
-        towards, now = self.alpha_bar[s], self.alpha_bar[t]
+        wanted, now = self.alpha_bar[s], self.alpha_bar[t]
+        sigma = eta * self.backward_deviation(t, s, "posterior")
         epsilon = (x - math.sqrt(now) * x0) / math.sqrt(1 - now)
-        return math.sqrt(towards) * x0 + math.sqrt(max(1 - towards - sigma**2, 0.0)) * epsilon
+        return math.sqrt(wanted) * x0 + math.sqrt(max(1 - wanted - sigma**2, 0.0)) * epsilon
 
-    def backward_deviation(self, t: int, s: int, variance: Variance = "posterior") -> float:
-        """That of q(x_s|x_t, x_0), √β̃; or √β of the step from s to t."""
-        towards, now = self.alpha_bar[s], self.alpha_bar[t]
-        beta = 1 - now / towards
-        return math.sqrt(beta if variance == "beta" else beta * (1 - towards) / (1 - now))
+    def backward_deviation(self, t: int, s: int, variance: Variance) -> float:
+        """That of q(x_s|x_t, x_0), √β̃; or √β, that of q(x_t|x_s)."""
+        wanted, now = self.alpha_bar[s], self.alpha_bar[t]
+        beta = 1 - now / wanted
+        return math.sqrt(beta if variance == "beta" else beta * (1 - wanted) / (1 - now))
 
-    def forth(self, x: Tensor, s: int, t: int) -> Tensor:
-        """A draw from q(x_t|x_s = x)."""
+    def onwards(self, x: Tensor, s: int, t: int) -> tuple[Tensor, float]:
+        """The mean and the deviation of q(x_t|x_s = x), s < t."""
         kept = self.alpha_bar[t] / self.alpha_bar[s]
-        return math.sqrt(kept) * x + math.sqrt(1 - kept) * torch.randn_like(x)
+        return math.sqrt(kept) * x, math.sqrt(1 - kept)
 
 
 def over(values: Tensor, x: Tensor) -> Tensor:
@@ -194,21 +203,46 @@ def over(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *(1 for _ in x.shape[1:]))
 
 
-def discretized_normal(x: Tensor, mean: Tensor, deviation: Tensor, levels: int) -> Tensor:
-    """log of the probability that N(mean, deviation²) has in x's bin, per element: K bins of width 2/(K-1) around the
-    levels -1…1, the outermost of which take the tails (Ho et al. 2020, eq. 13).
+def independent_normal(mean: Tensor, deviation: Tensor | float) -> Independent:
+    """N(mean, deviation² I) of examples, batch shape (B,)."""
+    deviation = torch.as_tensor(deviation, dtype=mean.dtype, device=mean.device)
+    return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
-    >>> levels = torch.tensor([-1.0, 0.0, 1.0])
-    >>> discretized_normal(levels, torch.tensor(0.3), torch.tensor(0.5), 3).exp()
-    tensor([0.0548, 0.6006, 0.3446])
+
+class DiscretizedNormal(Distribution):
+    """K levels -1…1 with what N(mean, deviation²) has in their bins of width 2/(K-1), the outermost with the tails (Ho
+    et al. 2020, eq. 13).
+
+    Args:
+        mean: any shape. deviation: a number of that shape or one for all. levels: K.
+
+    >>> p = DiscretizedNormal(torch.tensor(0.3), torch.tensor(0.5), levels=3)
+    >>> [round(p.log_prob(torch.tensor(x)).exp().item(), 4) for x in (-1.0, 0.0, 1.0)]
+    [0.0548, 0.6006, 0.3446]
     """
-    half = 1 / (levels - 1)
-    low, high = (x - half - mean) / deviation, (x + half - mean) / deviation
-    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): on the left of the middle no difference is one of numbers near 1
-    flip = low > 0
-    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-    inner = log_high + torch.log(-torch.expm1((log_low - log_high).clamp(max=-1e-7)))
-    lowest, highest = x < -1 + half, x > 1 - half
-    tail = torch.special.log_ndtr(torch.where(lowest, x + half - mean, mean - x + half) / deviation)
-    return torch.where(lowest | highest, tail, inner)
+
+    def __init__(self, mean: Tensor, deviation: Tensor, levels: int):
+        self.loc, self.deviation, self.levels = mean, deviation, levels
+        super().__init__(mean.shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        half = 1 / (self.levels - 1)
+        low, high = (value - half - self.loc) / self.deviation, (value + half - self.loc) / self.deviation
+        # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): on the left of the middle no difference is one of numbers near 1
+        flip = low > 0
+        a, b = torch.where(flip, -high, low), torch.where(flip, -low, high)
+        log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+        inner = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-7)))
+        lowest, highest = value < -1 + half, value > 1 - half
+        tail = torch.special.log_ndtr(torch.where(lowest, high, -low))
+        return torch.where(lowest | highest, tail, inner)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        shape = (*sample_shape, *self.loc.shape)
+        x = self.loc + self.deviation * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        top = self.levels - 1
+        return ((x + 1) * top / 2).round().clamp(0, top) * (2 / top) - 1
+
+    def expand(self, batch_shape: torch.Size, _instance: Distribution | None = None) -> DiscretizedNormal:
+        return DiscretizedNormal(self.loc.expand(batch_shape), self.deviation, self.levels)
