@@ -25,14 +25,16 @@ from gentrain import config
 from gentrain.cli import main
 from gentrain.data.pipeline import Pipeline
 from gentrain.errors import UsageError
+from gentrain.evaluation.conditioning import gibbs
 from gentrain.evaluation.estimator import Subject, seeded
+from gentrain.evaluation.views import missing
 from gentrain.models.base import Encodes, LatentVariable
 from gentrain.models.rbm import RBM
 from gentrain.tasks.sample import standard
 from gentrain.truth.models import misfits
 from gentrain.uses.arithmetic import Arithmetic
 from gentrain.uses.codes import Interpolate, Traverse, moments, slerp
-from gentrain.uses.completion import Complete, Denoise, gibbs, missing
+from gentrain.uses.completion import Complete, Denoise
 from gentrain.uses.drawing import Prior
 from gentrain.uses.inversion import Invert
 

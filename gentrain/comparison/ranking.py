@@ -15,12 +15,13 @@ TIE = 2.0  # combined standard errors within which two numbers count as equal
 HIGHER = (
     "log_likelihood", "elbo", "pseudo_log_likelihood", "precision", "recall", "density", "coverage", "classes_covered",
     "modes_hit", "high_quality", "knn_accuracy", "probe_accuracy*", "precision_at_*", "anomaly_*",
-    "label_agreement", "translation_accuracy", "translation_back_accuracy",
+    "label_agreement", "completion_log_likelihood", "translation_accuracy", "translation_back_accuracy",
 )  # fmt: skip
 """Metrics of which more is better; `*` stands for any ending."""
 LOWER = (
     "fid", "kid", "mmd", "swd", "label_kl", "mode_kl", "forward_kl", "reverse_kl", "reconstruction_error",
     "cross_entropy", "classification_error", "class_cross_entropy", "cluster_error",
+    "completion_error",
     "translation_error", "translation_fid", "translation_back_error", "translation_back_fid",
 )  # fmt: skip
 """Metrics of which less is better. What stands in neither list is shown and never ranked."""

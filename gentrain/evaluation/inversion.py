@@ -11,7 +11,7 @@ from torch.distributions import Distribution, biject_to
 
 from gentrain.evaluation.anomaly import Anomaly, Score
 from gentrain.evaluation.estimator import Subject
-from gentrain.models.base import Conditional, Decoder, Generative, LatentVariable, Perceives
+from gentrain.models.base import Conditional, Decoder, Generative, LatentVariable, Perceives, given
 from gentrain.types import Fraction, PositiveFloat, PositiveInt
 
 
@@ -61,6 +61,9 @@ def invert(
     restarts: int = 4,
     prior: float = 0.0,
     loss: Loss = squared,
+    start: Tensor | None = None,
+    near: float = 0.0,
+    y: Tensor | None = None,
 ) -> Found:
     """z that minimises ‖x - G(z)‖² - prior · log p(z), by Adam (Lipton & Tripathi 2017, arXiv:1702.04782; Zhu et al.
     2016, arXiv:1609.03552, section 3.1), the best of several starts drawn from the prior.
@@ -72,18 +75,24 @@ def invert(
     Args:
         x: (B, *shape) in the model's support. restarts: starts for each example. prior: weight of log p(z).
         loss: what takes the place of ‖x - G(z)‖².
+        start: codes (B, *code) at which the search begins, once, in place of draws from the prior.
+        near: weight of ‖u - u_0‖², u_0 where it begins. y: labels (B,), which a conditional model needs.
     """
     p = model.prior
     to_z = biject_to(p.support)
-    u = to_z.inv(p.sample(torch.Size([restarts * len(x)])).to(x.device)).detach()
-    u = u.clamp(-FAR, FAR).requires_grad_()
+    restarts = restarts if start is None else 1
+    begin = p.sample(torch.Size([restarts * len(x)])).to(x.device) if start is None else start
+    begin = to_z.inv(begin).detach().clamp(-FAR, FAR)
+    u = begin.clone().requires_grad_()
     many = x.float().repeat(restarts, *[1] * (x.dim() - 1))
+    labels = None if y is None else y.repeat(restarts)
     optimizer = torch.optim.Adam([u], lr)
 
     def left() -> tuple[Tensor, Tensor, Tensor]:
         z = to_z(u)
-        made = expected(model, z)
-        return loss(many, made) - (prior * p.log_prob(z) if prior else 0.0), z, made
+        made = expected(model, z, labels)
+        remaining = loss(many, made) - (prior * p.log_prob(z) if prior else 0.0)
+        return remaining + (near * (u - begin).flatten(1).square().sum(1) if near else 0.0), z, made
 
     with torch.enable_grad():
         for _ in range(steps):
@@ -95,9 +104,9 @@ def invert(
     return Found(z[best], made[best], remaining[best])
 
 
-def expected(model: LatentVariable | Decoder, z: Tensor) -> Tensor:
-    """G(z), or the mean of p(x|z); (B, *shape)."""
-    decoded = model.decode(z)
+def expected(model: LatentVariable | Decoder, z: Tensor, y: Tensor | None = None) -> Tensor:
+    """G(z), or the mean of p(x|z); (B, *shape). A conditional model needs labels y (B,)."""
+    decoded = model.decode(z, **given(model, y))
     return decoded.mean if isinstance(decoded, Distribution) else decoded
 
 

@@ -32,6 +32,7 @@ class Drawn:
         shown: what the picture shows instead of x, as many: the means of pixels rather than draws from them.
         arrays: what goes into an NPZ file beside x, by name.
         texts: the examples in words, for a model of tokens.
+        note: what is to be said of them, in one line.
     """
 
     x: Tensor
@@ -39,6 +40,7 @@ class Drawn:
     shown: Tensor | None = None
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     texts: Sequence[str] | None = None
+    note: str | None = None
 
 
 class Use(ABC):

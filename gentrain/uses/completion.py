@@ -7,39 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import Completes, Generative, LatentVariable, Reconstructs, given
+from gentrain.evaluation.conditioning import Effort, complete, law, unable_to_complete
+from gentrain.evaluation.views import Pixels, View, missing
+from gentrain.models.base import Generative, Reconstructs, given
 from gentrain.models.corruption import Corruption
-from gentrain.types import NonNegativeFloat, OpenFraction, PositiveInt
+from gentrain.types import NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
 from gentrain.uses.base import Data, Drawn, Use, batch
-
-
-def missing(shape: tuple[int, ...], region: str, share: float) -> Tensor:
-    """Which elements of an example are hidden: bools, (*shape), the same in all channels.
-
-    `centre` is a window in the middle, `random` are single pixels, drawn from torch's global generator. They hide
-    `share` of the area as nearly as whole pixels allow. Of vectors, `top` and `left` are the first elements.
-
-    >>> missing((1, 4, 2), "bottom", 0.5)[0].int().tolist()
-    [[0, 0], [0, 0], [1, 1], [1, 1]]
-    """
-    hidden = torch.zeros(shape, dtype=torch.bool)
-    if region == "random":
-        area = shape[1:] if len(shape) == 3 else shape
-        flat = torch.zeros(area).flatten()
-        flat[torch.randperm(len(flat))[: round(share * len(flat))]] = 1
-        return hidden | flat.view(area).bool()
-    if region == "centre":
-        sides = shape[1:] if len(shape) == 3 else shape
-        lengths = [round(side * share ** (1 / len(sides))) for side in sides]
-        window = tuple(slice((s - n) // 2, (s - n) // 2 + n) for s, n in zip(sides, lengths, strict=True))
-        hidden[(..., *window)] = True
-        return hidden
-    axis = {"top": -2, "bottom": -2, "left": -1, "right": -1}[region] if len(shape) == 3 else -1
-    n = round(share * shape[axis])
-    last = region in ("bottom", "right")
-    hidden.narrow(axis, shape[axis] - n if last else 0, n).fill_(True)
-    return hidden
 
 
 class Complete(Use):
@@ -47,15 +22,16 @@ class Complete(Use):
 
     A row holds the example, what is left of it, and several completions.
 
-    How a model completes is said by its class; a latent-variable model does it by `gibbs` here, an approximation.
+    How a model completes is said by its class. A latent-variable model does it by `gibbs`, a chain over z and what is
+    missing; a decoder, of a GAN or a flow, by codes whose decoding agrees with what is known (`codes_given`).
 
     Args:
         mask: the hidden part. share: of the example that is hidden.
         draws: completions of each example.
-        sweeps: of the Gibbs chain of a latent-variable model.
+        sweeps: of the chain of a latent-variable model.
+        steps, leapfrog, sigma: of the way to a decoder's codes, as of `Effort`.
     """
 
-    needs = (Completes, LatentVariable)
     conditional = True
 
     def __init__(
@@ -64,47 +40,47 @@ class Complete(Use):
         share: OpenFraction = 0.5,
         draws: PositiveInt = 6,
         sweeps: PositiveInt = 100,
+        steps: PositiveInt = 100,
+        leapfrog: PositiveInt = 5,
+        sigma: PositiveFloat = 0.1,
     ):
-        self.mask, self.share, self.draws, self.sweeps = mask, share, draws, sweeps
+        self.mask, self.share, self.draws = mask, share, draws
+        self.effort = Effort(sweeps, steps, leapfrog, sigma)
+
+    def unfit(self, model: Generative) -> str | None:
+        return unable_to_complete(model)
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
-        hidden = missing(model.shape, self.mask, self.share).to(model.device)
-        if not hidden.any() or hidden.all():
-            raise UsageError(
-                f"kind.share={self.share}: hides all or nothing of {tuple(model.shape)}; take another share"
-            )
+        try:
+            hidden = missing(model.shape, self.mask, self.share).to(model.device)
+        except UsageError as error:
+            raise UsageError(f"kind.{error}") from error
         shown = batch(data, max(1, n // (2 + self.draws)))
-        x, y = shown.x, shown.y
-        levels = data().spec.levels
-        again = x.repeat_interleave(self.draws, 0)
-        known = ~hidden.expand_as(again)
-        if isinstance(model, Completes):
-            filled = model.complete(torch.where(known, again, torch.zeros_like(again)), known)
-        else:
-            assert isinstance(model, LatentVariable)
-            filled = gibbs(model, again, known, self.sweeps, None if y is None else y.repeat_interleave(self.draws))
-        blank = torch.where(hidden, torch.full_like(x, middle(model, levels)), x)
-        rows = torch.cat([x[:, None], blank[:, None], filled.to(x).view(len(x), self.draws, *model.shape)], 1)
-        return Drawn(rows.flatten(0, 1), 2 + self.draws, arrays={"hidden": hidden})
+        levels, view = data().spec.levels, Pixels(~hidden)
+        again, y = repeated(shown, self.draws)
+        filled = complete(model, again, ~hidden, self.effort, levels, y)
+        note = None
+        if law(model, ~hidden[None]) == "approximate":
+            note = f"{type(model).__name__}: these completions are near p(missing | known), and not drawn from it"
+        rows = in_rows(model, shown.x, view, filled, levels)
+        return Drawn(rows, 2 + self.draws, arrays={"hidden": hidden}, note=note)
+
+
+def repeated(shown: Batch, draws: int) -> tuple[Tensor, Tensor | None]:
+    """Each example and its label `draws` times over."""
+    return shown.x.repeat_interleave(draws, 0), None if shown.y is None else shown.y.repeat_interleave(draws, 0)
+
+
+def in_rows(model: Generative, x: Tensor, view: View, made: Tensor, levels: int | None) -> Tensor:
+    """Rows of an example, what is seen of it, and what was made of that, one below the other."""
+    seen = view.picture(x, middle(model, levels))
+    made = made.view(len(x), -1, *model.shape)
+    return torch.cat([t.float() for t in (x[:, None], seen[:, None], made)], 1).flatten(0, 1)
 
 
 def middle(model: Generative, levels: int | None) -> float:
     """The value that stands for an unseen element in a picture."""
     return {"signed": 0.0, "real": 0.0, "levels": ((levels or 2) - 1) // 2, "tokens": 0}.get(model.support, 0.5)
-
-
-def gibbs(model: LatentVariable, x: Tensor, known: Tensor, sweeps: int, y: Tensor | None = None) -> Tensor:
-    """z ~ q(z|x), then the missing part of x ~ p(x|z), again and again (Rezende et al. 2014, arXiv:1401.4082, app. F).
-
-    The chain's stationary law is p(missing | known) where q is the exact posterior, and near it as far as q is near. It
-    starts from p(x) for the missing part. Of a conditional model all is given y.
-    """
-    to = given(model, y)
-    x = torch.where(known, x, model.sample(len(x), **to).to(x))
-    for _ in range(sweeps):
-        draw = model.decode(model.encode(x, **to).sample(), **to).sample()
-        x = torch.where(known, x, draw.to(x))
-    return x
 
 
 class Denoise(Use):
