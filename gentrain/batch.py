@@ -21,6 +21,29 @@ class Modes:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """Labels that are captions, "a thick seven": of what image, and how much it has of something measured in it.
+
+    Args:
+        nouns: N words. attributes: A words, from little to much.
+        bounds: the A - 1 values between them; one that lies on a bound belongs below it.
+    """
+
+    nouns: tuple[str, ...]
+    attributes: tuple[str, ...]
+    bounds: tuple[float, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The caption of each label A noun + attribute."""
+        return [f"a {attribute} {noun}" for noun in self.nouns for attribute in self.attributes]
+
+    def attribute(self, measured: Tensor) -> Tensor:
+        """The attributes' numbers, int64, of as many measured values."""
+        return sum(((measured > bound).long() for bound in self.bounds), (measured != measured).long())
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a data set stores, before any conversion.
 
@@ -35,6 +58,7 @@ class DataSpec:
         modes: those of the distribution the data were drawn from, where they are known.
         channel_classes: K, where each of the C channels is an image with one of K labels of its own, y_1 … y_C, and the
             example's is y_1 K^(C-1) + … + y_C; else None.
+        captioning: what the labels say, where they are captions.
         pairs: whether batches have a `pair`, and of which kind; None where they have none.
         vocabulary: of tokens, the characters that they stand for, in their order.
     """
@@ -47,6 +71,7 @@ class DataSpec:
     sizes: Mapping[str, int] = field(default_factory=dict)
     modes: Modes | None = None
     channel_classes: int | None = None
+    captioning: Captions | None = None
     pairs: Pairs | None = None
     vocabulary: str | None = None
 
@@ -54,6 +79,11 @@ class DataSpec:
     def centres(self) -> list[list[float]] | None:
         """Those of `modes`, as configurations have them."""
         return None if self.modes is None else [list(centre) for centre in self.modes.centres]
+
+    @property
+    def captions(self) -> list[str] | None:
+        """The caption of each label, where labels have some."""
+        return None if self.captioning is None else self.captioning.texts
 
     @property
     def is_image(self) -> bool:

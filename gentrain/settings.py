@@ -46,6 +46,7 @@ class DataSettings:
     support: Support | None
     vocabulary: str | None = None
     centres: list[list[float]] | None = None
+    captions: list[str] | None = None
 
 
 @dataclass(frozen=True)

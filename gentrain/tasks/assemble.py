@@ -28,7 +28,7 @@ from gentrain.optim import Optim
 from gentrain.settings import split_data
 from gentrain.update import Objective
 
-FACTS = ("shape", "levels", "classes", "support", "vocabulary", "centres")
+FACTS = ("shape", "levels", "classes", "support", "vocabulary", "centres", "captions")
 
 
 @dataclass

@@ -31,7 +31,7 @@ FREE += ("trainer.watch",)
 BOUND = ("device.precision",)
 """Settings under FREE, except BOUND, say where, how often and how judged; all others are what is trained. A recipe is
 those and JUDGED."""
-FACTS = ("data.shape", "data.levels", "data.classes", "data.support", "data.vocabulary", "data.centres")
+FACTS = tuple(f"data.{fact}" for fact in ("shape", "levels", "classes", "support", "vocabulary", "centres", "captions"))
 FOLLOWS = "data.dequantize"
 """A setting that is null until the model is known."""
 
