@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ from gentrain.models.players import (
     radford,
 )
 from gentrain.types import Support
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,29 +104,25 @@ class Form:
             bound_spectrum(critic)
 
 
-class Auxiliary(GeneratorNetwork, Extended, Perceives):
-    """Its critic tells more of an example than whether it is real: outputs that a game alone would not teach.
+class Remembers(nn.Module):
+    """A critic that several losses ask the same, and that computes it once.
 
     Attributes:
-        discriminator: the network, with the layers up to the features as `trunk`.
+        discriminator: the network.
     """
 
     discriminator: nn.Module
-    _known: list[tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]] | None = None
+    _known: list[tuple[tuple[Tensor, ...], Any]] | None = None
 
-    @abstractmethod
-    def opinion(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The critic's output, (B,), and what else it tells, (B, …)."""
-
-    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`opinion`, once for each x and parameters of the critic within `remembering`."""
+    def recalled(self, asked: tuple[Tensor, ...], answer: Callable[[], T]) -> T:
+        """`answer`, once for each tensors `asked` about and parameters of the critic within `remembering`."""
         if self._known is None:
-            return self.opinion(x)
-        key = (x, *self.discriminator.parameters())  # an objective that looks ahead puts others in their place
+            return answer()
+        key = (*asked, *self.discriminator.parameters())  # an objective that looks ahead puts others in their place
         for known, found in self._known:
-            if all(map(is_, known, key)):
+            if len(known) == len(key) and all(map(is_, known, key)):
                 return found
-        self._known.append((key, self.opinion(x)))
+        self._known.append((key, answer()))
         return self._known[-1][1]
 
     @contextmanager
@@ -134,6 +133,22 @@ class Auxiliary(GeneratorNetwork, Extended, Perceives):
             yield
         finally:
             self._known = None
+
+
+class Auxiliary(Remembers, GeneratorNetwork, Extended, Perceives):
+    """Its critic tells more of an example than whether it is real: outputs that a game alone would not teach.
+
+    Attributes:
+        discriminator: the network, with the layers up to the features as `trunk`.
+    """
+
+    @abstractmethod
+    def opinion(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The critic's output, (B,), and what else it tells, (B, …)."""
+
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`opinion`, once for each x and parameters of the critic within `remembering`."""
+        return self.recalled((x,), lambda: self.opinion(x))
 
     def discriminate(self, x: Tensor) -> Tensor:
         return self.judge(x)[0]

@@ -6,30 +6,42 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from gentrain.batch import Batch
+from gentrain.errors import UsageError
+from gentrain.models.base import Adversarial
 from gentrain.models.cascade import Cascade
 from gentrain.models.lapgan import LAPGAN
 from gentrain.objectives.adversarial import Game
-from gentrain.objectives.judged import Plays
+from gentrain.objectives.judged import of_numbers
 from gentrain.types import PositiveInt
 from gentrain.update import Objective, Update, following
 
 
-class OfStep(Plays):
+class OfStep(Objective):
     """The game of one step; the others stand still. Metrics are the game's, named `<step>/…`.
 
     Args:
-        step: its name in `Cascade.steps`. game: as of `Plays`.
+        step: its name in `Cascade.steps`.
     """
 
     needs = Cascade
 
-    def __init__(self, step: str, game: Game | None = None):
-        super().__init__(game)
-        self.step = step
-        self.parts = tuple(f"{step}.{part}" for part in self.game.parts)
+    def __init__(self, step: str, game: Game):
+        super().__init__()
+        self.step, self.game = step, game
+        self.parts = tuple(f"{step}.{part}" for part in game.parts)
+
+    def require(self, model: Cascade) -> None:
+        self.game.require(self._player(model))
+
+    def begin(self, model: Cascade) -> None:
+        self.game.begin(self._player(model))
+
+    def _player(self, model: Cascade) -> Adversarial:
+        return model.player(self.step, torch.zeros(1, *model.shape, device=model.device))[0]
 
     def forward(self, model: Cascade, batch: Batch, progress: float) -> Iterator[Update]:
         player, x = model.player(self.step, batch.x)
@@ -49,15 +61,26 @@ class Laplacian(Objective):
     Args:
         halvings: `${model.halvings}`: the parts are those of so many levels and the coarsest.
         game: of each level, with whatever it keeps for each apart; its losses are of what the critic says alone.
+
+    Raises:
+        UsageError: a game that asks more of a critic.
     """
 
     needs = LAPGAN
 
     def __init__(self, halvings: PositiveInt, game: Game | None = None):
         super().__init__()
+        game = of_numbers(game)
         games = [OfStep(f"level{k}", copy.deepcopy(game)) for k in reversed(range(halvings + 1))]
         self.games = nn.ModuleList(games)
         self.parts = tuple(part for game in games for part in game.parts)
+
+    def require(self, model: LAPGAN) -> None:
+        if len(self.games) != len(model.steps):
+            raise UsageError(
+                f"objective.halvings={len(self.games) - 1}: the model's are {len(model.steps) - 1}; leave it"
+                " ${model.halvings}"
+            )
 
     def forward(self, model: LAPGAN, batch: Batch, progress: float) -> Iterator[Update]:
         for game in self.games:

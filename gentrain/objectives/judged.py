@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial, Decoder
+from gentrain.models.base import Adversarial, Decoder, Translator
 from gentrain.objectives.adversarial import Game, NonSaturating
 from gentrain.update import Objective
 
@@ -18,13 +19,13 @@ class Judged(Adversarial):
     """A model as a game sees it whose critic judges not x but what `judge` takes, (B, …) -> (B,).
 
     It shares the model's networks, and stands for no model of its own: to a `Game`'s `Round`, `x` are then those of
-    data and `fakes` the others.
+    data and `fakes` the others. A translator has no prior; those who play with its critic draw no codes.
     """
 
-    def __init__(self, model: Decoder, discriminator: nn.Module, judge: Callable[[Tensor], Tensor]):
+    def __init__(self, model: Decoder | Translator, discriminator: nn.Module, judge: Callable[[Tensor], Tensor]):
         super().__init__()
         self.discriminator, self.judge = discriminator, judge
-        self._model = (model,)  # no submodule: the critic would be in it twice
+        self._model: tuple[Any] = (model,)  # no submodule: the critic would be in it twice
 
     @property
     def prior(self) -> Distribution:
@@ -40,24 +41,31 @@ class Judged(Adversarial):
         return self.decode(self.prior.sample(torch.Size([n])))
 
 
+def of_numbers(game: Game | None) -> Game:
+    """The game, or the non-saturating one, where its critic is to give one number.
+
+    Raises:
+        UsageError: it looks at more than what the critic says, or its rounds are its own.
+    """
+    game = game or NonSaturating()
+    if game.needs is not Adversarial or type(game).forward is not Game.forward:
+        raise UsageError(
+            f"objective.game={type(game).__name__}: asks more of a critic than a number; take"
+            " objective@objective.game=non_saturating, or another game of two losses alone"
+        )
+    return game
+
+
 class Plays(Objective):
     """Has a game in it, for the losses of some of its parts.
 
     Args:
-        game: the losses; the critic gives one number.
-
-    Raises:
-        UsageError: a game that looks at more than what the critic says, or whose rounds are its own.
+        game: as of `of_numbers`.
     """
 
     def __init__(self, game: Game | None = None):
         super().__init__()
-        self.game = game or NonSaturating()
-        if self.game.needs is not Adversarial or type(self.game).forward is not Game.forward:
-            raise UsageError(
-                f"objective.game={type(game).__name__}: asks more of a critic than a number; take"
-                " objective@objective.game=non_saturating, or another game of two losses alone"
-            )
+        self.game = of_numbers(game)
 
 
 def mirrored(game: Game, output: Tensor) -> Tensor:
