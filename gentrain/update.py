@@ -56,7 +56,7 @@ def following(updates: Iterator[Update], done: Optimizer | None) -> Update | Non
 
 
 class Score(NamedTuple):
-    """Per-example values (B,) of one evaluated quantity, and what kind of number it is (DESIGN: never mixed)."""
+    """Per-example values (B,) of one evaluated quantity, and what kind of number it is: kinds are never mixed."""
 
     values: Tensor
     kind: str
