@@ -65,6 +65,24 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def side_by_side(blocks: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Pictures (H, W, 3), each under its title, in rows, together about three by two."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    line, gap = 16, 8
+    width, height = (gap + max(p.shape[axis] for _, p in blocks) for axis in (1, 0))
+    height += line
+    columns = min(len(blocks), max(1, round(math.sqrt(len(blocks) * 1.5 * height / width))))
+    rows = math.ceil(len(blocks) / columns)
+    sheet = Image.new("RGB", (gap + columns * width, gap + rows * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, (title, pixels) in enumerate(blocks):
+        x, y = gap + i % columns * width, gap + i // columns * height
+        pen.text((x, y), title, "black", font)
+        sheet.paste(Image.fromarray(pixels), (x, y + line))
+    return np.asarray(sheet).copy()
+
+
 FRAMES = 100
 """Pictures of an animation at most, spread evenly over those there are."""
 

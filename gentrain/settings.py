@@ -102,7 +102,7 @@ class ResumeSettings:
 class SampleSettings:
     """The keys at the top of `conf/sample.yaml`; `kind` comes from its group."""
 
-    run: str
+    run: str | list[str]
     n: PositiveInt
     format: Literal["png", "npz", "txt"] | None
     out: str | None

@@ -59,11 +59,15 @@ class Complete(Use):
         levels, view = data().spec.levels, Pixels(~hidden)
         again, y = repeated(shown, self.draws)
         filled = complete(model, again, ~hidden, self.effort, levels, y)
-        note = None
-        if law(model, ~hidden[None]) == "approximate":
-            note = f"{type(model).__name__}: these completions are near p(missing | known), and not drawn from it"
         rows = in_rows(model, shown.x, view, filled, levels)
-        return Drawn(rows, 2 + self.draws, arrays={"hidden": hidden}, note=note)
+        return Drawn(rows, 2 + self.draws, arrays={"hidden": hidden}, note=note_of(model, ~hidden))
+
+
+def note_of(model: Generative, known: Tensor) -> str | None:
+    """That completions aren't draws of p(missing | known), where so much is known, (*shape)."""
+    if law(model, known[None]) != "approximate":
+        return None
+    return f"{type(model).__name__}: these completions approximate p(missing | known), and are no draws from it"
 
 
 def repeated(shown: Batch, draws: int) -> tuple[Tensor, Tensor | None]:
