@@ -416,6 +416,9 @@ class Translator(LearnsFromPairs):
     It is a distribution over x all the same: `sample` translates examples of the one domain that the model keeps.
     """
 
+    noisy: bool = False
+    """Whether a translation is a draw, and that of the same example another one the next time."""
+
     @abstractmethod
     def translate(self, pair: Tensor) -> Tensor:
         """x for each of `pair`, both (B, *shape) and in `support`."""

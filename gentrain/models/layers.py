@@ -144,14 +144,17 @@ class Dropout(nn.Module):
     """x with each element 0 with probability p and divided by 1 - p else, in training (Srivastava et al. 2014).
 
     Unlike torch's, its draws are those of `gentrain.noise`: several processes drop what one alone would.
+
+    Args:
+        always: outside of training too, where what is drawn is the model's noise (Isola et al. 2017).
     """
 
-    def __init__(self, p: float):
+    def __init__(self, p: float, always: bool = False):
         super().__init__()
-        self.p = p
+        self.p, self.always = p, always
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.p > 0):
+        if not ((self.training or self.always) and self.p > 0):
             return x
         return x * noise.uniform(*x.shape, device=x.device).ge_(self.p).div_(1 - self.p).to(x.dtype)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import TakesReference, Translator
+from gentrain.models.base import TakesReference, TranslatesBack, Translator
 from gentrain.types import PositiveInt, Shape
 
 
@@ -38,3 +40,30 @@ class KeepsInputs(Translator, TakesReference):
     def sample(self, n: int) -> Tensor:
         """Translations of n of the kept inputs, drawn with replacement."""
         return self.translate(self.inputs[torch.randint(len(self.inputs), (n,), device=self.inputs.device)])
+
+
+class JudgedPairs(Translator):
+    """Learns by a critic of pairs (x, what it was made of). Has the parts `generator` and `discriminator`."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+
+    @abstractmethod
+    def judge(self, x: Tensor, pair: Tensor) -> Tensor:
+        """The critic's outputs, larger where it takes x (B, *shape) for what belongs to `pair`: (B * P,) for P patches
+        of each example, the first example's first."""
+
+
+class JudgedDomains(TranslatesBack):
+    """Learns by a critic of each domain. The parts `generator` and `discriminator` are both."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+
+    @abstractmethod
+    def judge(self, x: Tensor) -> Tensor:
+        """Of the critic of x's domain, larger where it takes x for real: (B * P,), as of `JudgedPairs`."""
+
+    @abstractmethod
+    def judge_pair(self, pair: Tensor) -> Tensor:
+        """The same of the domain of `pair`."""

@@ -135,6 +135,7 @@ def truths() -> Sequence[Truth]:
         models,
         objectives,
         sequence,
+        translation,
     )
 
     return TRUTHS

@@ -19,6 +19,8 @@ from gentrain.models.base import (
     Generative,
     LatentVariable,
     Reconstructs,
+    TranslatesBack,
+    Translator,
     evenly,
     given,
 )
@@ -96,6 +98,10 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None, y: Tensor | N
         found["codes"] = model.codes(x, **to)
     if isinstance(model, Reconstructs):
         found["reconstruct"] = model.reconstruct(x, **to)
+    if isinstance(model, Translator) and not model.noisy:
+        found["translate"] = model.translate(x)
+    if isinstance(model, TranslatesBack) and not model.noisy:
+        found["translate_back"] = model.translate_back(x)
     if isinstance(model, Filters):
         found["filters"] = model.filters()
     return found
@@ -113,7 +119,7 @@ def seeded_sample(model: Generative, n: int, seed: int = 5) -> Tensor:
 
 
 _SHAPES = {"codes": 2, "hidden_probability": 2}  # others: one number an example, or an example
-_EXAMPLES = ("reconstruct", "filters")
+_EXAMPLES = ("reconstruct", "filters", "translate", "translate_back")
 
 
 @claims("samples lie in the support", Generative)
