@@ -21,7 +21,6 @@ Variance = Literal["posterior", "beta"]
 LARGEST_BETA = 0.999
 """A step that leaves nothing can't be undone."""
 FIRST = 0.05
-"""The share of times drawn by `Diffuses.proposal` that are 1, where the decoder's own term is."""
 
 
 class Diffuses(Generative):
@@ -133,6 +132,8 @@ class Chain(nn.Module):
         snr: ᾱ_t/(1 - ᾱ_t).
         weight, constant: KL(q(x_{t-1}|x_t, x) ‖ p(x_{t-1}|x_t)) = weight |x - x̂_0|² + constant per element, t >= 2.
         deviation: σ_t.
+        proposal: probabilities (T,) of times by which the terms' sum is estimated: about in proportion to the terms, as
+            log SNR falls. A share of `FIRST` is for t = 1, whose term is of another kind.
     """
 
     signal: Tensor
@@ -162,9 +163,10 @@ class Chain(nn.Module):
         weight[2:] = of_x0[2:].square() / (2 * squared[2:])
         constant[2:] = (ratio - 1 - ratio.log()) / 2
         snr = left / lost
-        falls = (snr[1:-1] / snr[2:]).log()
+        # Where little of the signal is left, noise is nearly all there is to predict, and a network hardly errs.
+        share = (snr[1:-1] / snr[2:]).log() * (0.05 + 0.95 * left[2:])
         proposal = (
-            torch.cat([torch.full((1,), FIRST), (1 - FIRST) * falls / falls.sum()]) if steps > 1 else snr[1:] * 0 + 1
+            torch.cat([torch.full((1,), FIRST), (1 - FIRST) * share / share.sum()]) if steps > 1 else snr[1:] * 0 + 1
         )
         tables = {"signal": left.sqrt(), "noise": lost.sqrt(), "snr": snr, "weight": weight, "constant": constant}
         for name, table in (tables | {"deviation": squared.sqrt(), "proposal": proposal}).items():

@@ -12,7 +12,7 @@ from gentrain.truth.base import Case, Verdict, claims
 from gentrain.truth.models import ROUNDING, ROWS, SIGMAS
 from gentrain.truth.spaces import sigmas
 
-WORK = 100_000
+WORK = 50_000
 """Evaluations of the network for each of two estimates."""
 
 
