@@ -380,7 +380,8 @@ def _defined(model: Generative, kind: str, x: Tensor, y: Tensor | None) -> Tenso
         if kind == "pseudo" and isinstance(model, PseudoLikelihood):
             return model.pseudo_log_likelihood(x)[None]
         if isinstance(model, Diffuses) and kind == kind_given(model, "elbo"):
-            return torch.stack([model.bound(x, y) for _ in range(20)])
+            many = model.bound(x.repeat(20, *[1] * (x.dim() - 1)), None if y is None else y.repeat(20))
+            return many.view(20, len(x))
         if isinstance(model, LatentVariable):
             if kind == kind_given(model, "elbo"):
                 return bounds(model, x, 1, 2000, y)
