@@ -35,6 +35,13 @@ CASES = {
     "counting": ["model=factorial", "trainer.epochs=1"],
     "em": ["model=bernoulli_mixture", "objective.batches=2"],
     "reverse_kl": ["model=gaussian", "data=ring", "objective=reverse_kl", "optim.schedule=constant"],
+    "flow": [
+        "model=flow_matching",
+        "model.network=mlp",
+        "model.hidden=[16]",
+        "model.conditional=true",
+        "objective.coupling=batch_ot",
+    ],
     "tbptt": ["model=char_rnn", "model.hidden=16", "model.dropout=0.2", "data=pydoc", "data.length=20"],
 }
 
