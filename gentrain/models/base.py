@@ -430,3 +430,19 @@ class TranslatesBack(Translator):
     @abstractmethod
     def translate_back(self, x: Tensor) -> Tensor:
         """The example of the domain of `pair` for each of x, both (B, *shape) and in `support`."""
+
+
+class Couples(Decoder, LearnsFromPairs):
+    """A decoder of both domains: one code gives two examples that belong together."""
+
+    @abstractmethod
+    def decode_pair(self, z: Tensor) -> Tensor:
+        """The example of the domain of `pair` that goes with `decode(z)`, (B, *shape) in `support`."""
+
+
+class Adapts(Classifies, LearnsFromPairs):
+    """Learns labels of x alone, and tells those of `pair` all the same: domain adaptation."""
+
+    @abstractmethod
+    def log_class_pair(self, pair: Tensor) -> Tensor:
+        """log p(y | pair) in nats for every label, (B, K)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gentrain.models.base import Categorises, Classifies, Conditional, Generative
+from gentrain.models.base import Adapts, Categorises, Classifies, Conditional, Generative
 from gentrain.models.energies import EnergyBased
 from gentrain.truth.base import Case, Verdict, claims
 from gentrain.truth.models import ROUNDING, ROWS
@@ -31,6 +31,20 @@ def log_class_is_right(case: Case) -> Verdict | None:
         off = max(off, float((model.free_energy(x).double() + torch.logsumexp(joint, 1)).abs().max()) / scale)
         words += ", log p(y|x) and F(x) against F(x, y)"
     return off, ROUNDING, f"{words}: largest difference in nats"
+
+
+@claims("p(y|pair) sums to one", Adapts)
+@torch.no_grad()
+def log_class_pair_sums(case: Case) -> Verdict | None:
+    model, pair = case.model, case.batches[0].pair
+    assert isinstance(model, Adapts)
+    if not model.knows_labels or pair is None:
+        return None
+    log_p = model.log_class_pair(pair[:ROWS]).double()
+    if log_p.shape != model.log_class(case.x[:ROWS]).shape or not log_p.isfinite().all():
+        return float("inf"), ROUNDING, f"log_class_pair is {tuple(log_p.shape)}, unlike log_class, or not finite"
+    off = float(torch.logsumexp(log_p, 1).abs().max())
+    return off, ROUNDING, f"log Σ_y p(y|pair) of {len(log_p)} examples, {log_p.shape[1]} labels: the largest in nats"
 
 
 @claims("the categories' probabilities sum to one", Categorises)

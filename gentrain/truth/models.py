@@ -13,6 +13,7 @@ from gentrain.models.base import (
     AutoencodingCritic,
     Bidirectional,
     Codes,
+    Couples,
     Decoder,
     Density,
     Filters,
@@ -90,6 +91,8 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None, y: Tensor | N
         found["encode"], found["decode"] = model.encode(x, **to).log_prob(z), model.decode(z, **to).log_prob(x)
     if z is not None and isinstance(model, Decoder):
         found["decode"] = model.decode(z, **to)
+    if z is not None and isinstance(model, Couples):
+        found["decode_pair"] = model.decode_pair(z)
     if isinstance(model, Adversarial):
         found["discriminate"] = model.discriminate(x, **to)
     if z is not None and isinstance(model, Bidirectional):
@@ -119,7 +122,7 @@ def seeded_sample(model: Generative, n: int, seed: int = 5) -> Tensor:
 
 
 _SHAPES = {"codes": 2, "hidden_probability": 2}  # others: one number an example, or an example
-_EXAMPLES = ("reconstruct", "filters", "translate", "translate_back")
+_EXAMPLES = ("reconstruct", "filters", "decode_pair", "translate", "translate_back")
 
 
 @claims("samples lie in the support", Generative)
