@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Independent, Uniform
+from torch.nn.functional import one_hot
 
 from gentrain.data.pairs import Degradation, paired, unpaired
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source, Split, make_source
 from gentrain.errors import GentrainError, UsageError
-from gentrain.evaluation.estimator import Finding, Subject, seeded
+from gentrain.evaluation.adaptation import Adaptation, Coupling
+from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, seeded
 from gentrain.evaluation.features import classifier
 from gentrain.evaluation.standard import standard
 from gentrain.evaluation.translation import Translation
-from gentrain.models.base import TranslatesBack, Translator
+from gentrain.models.base import Adapts, Couples, Generative, TranslatesBack, Translator
 from gentrain.types import Support
 
 Function = Callable[[Tensor], Tensor]
@@ -69,11 +72,11 @@ def subject(source: Source, *functions: Function, support: Support = "unit", n: 
     return Subject(model, pipeline, n=n, data=source.fingerprint())
 
 
-def measure(judged: Subject) -> dict[str, Finding]:
-    estimator = Translation()
+def measure(judged: Subject, estimator: Estimator | None = None) -> dict[str, Finding]:
+    estimator = estimator or Translation()
     assert estimator.unfit(judged) is None
     with seeded(0):
-        return {found.metric: found for found in estimator(judged)}
+        return {found.metric: found for found in estimator(judged) if isinstance(found, Finding)}
 
 
 def inverted(x: Tensor) -> Tensor:
@@ -167,11 +170,17 @@ class TestWhatIsKnown:
         assert Degradation(change).inverse is None  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
-        "source", [unpaired(patterns(), change="edges"), unpaired(patterns(), patterns("others"), change="invert")]
+        "source", [unpaired(patterns(), change="denoise"), unpaired(patterns(), patterns("others"), change="invert")]
     )
     def test_without_a_known_answer_there_is_no_error(self, source: Source) -> None:
         found = measure(subject(source, same, same))
         assert not any(metric.endswith("error") for metric in found) and len(found) == 4
+
+    def test_what_cannot_be_undone_can_be_done(self) -> None:
+        source = unpaired(patterns(), change="super_resolve", amount=2)
+        blocks = Degradation("super_resolve", 2)
+        found = measure(subject(source, same, lambda x: blocks(x, torch.zeros(len(x)))))
+        assert "translation_error" not in found and found["translation_back_error"].value < 1e-12
 
     def test_the_answer_to_a_degradation_is_the_example_itself(self) -> None:
         source = paired(patterns(), "inpaint", 0.25)
@@ -212,3 +221,96 @@ class TestRefusals:
     def test_too_few(self) -> None:
         with pytest.raises(UsageError, match="n=3"):
             measure(subject(INVERTED, same, n=3))
+
+
+class Tells(Adapts):
+    """Says that everything in x is of label 0, and of `pair` the brightest row."""
+
+    def __init__(self, pipeline: Pipeline, knows: bool = True):
+        super().__init__()
+        self.shape, self.support, self.knows = pipeline.spec.shape, pipeline.support, knows
+
+    @property
+    def knows_labels(self) -> bool:
+        return self.knows
+
+    def sample(self, n: int) -> Tensor:
+        return torch.zeros(n, *self.shape)
+
+    def log_class(self, x: Tensor) -> Tensor:
+        return torch.tensor([0.9, 0.05, 0.05]).log().expand(len(x), 3)
+
+    def log_class_pair(self, pair: Tensor) -> Tensor:
+        return pair[:, 0, :3].mean(2).log_softmax(1)
+
+
+def planted(source: Source, make: Callable[[Pipeline], Generative]) -> Subject:
+    pipeline = Pipeline(source, "unit", batch_size=10, seed=0)
+    return Subject(make(pipeline), pipeline, data=source.fingerprint())
+
+
+class TestAdaptation:
+    def test_labels_of_each_domain_are_held_against_its_own(self) -> None:
+        of, to = patterns(), patterns("others", tests=30, seed=1)
+        judged = planted(unpaired(of, to), Tells)
+        found = measure(judged, Adaptation())
+        x, y = to.splits["test"].x.float() / 255, to.splits["test"].y  # type: ignore[union-attr]
+        right = x[:, 0, :3].mean(2).argmax(1) == y
+        accuracy = found["adaptation_accuracy"]
+        assert accuracy.value == pytest.approx(float(right.double().mean())) and accuracy.n == 30
+        zeros = (of.splits["test"].y == 0).double().mean()  # type: ignore[union-attr]
+        assert accuracy.settings["source_accuracy"] == pytest.approx(float(zeros))
+        plain = classifier(judged).network(x).argmax(1) == y
+        assert found["source_only_accuracy"].value == pytest.approx(float(plain.double().mean()))
+
+    def test_a_model_that_was_told_none_and_labels_of_other_kinds_are_refused(self) -> None:
+        judged = planted(unpaired(patterns(), patterns("others")), lambda pipeline: Tells(pipeline, knows=False))
+        assert "without labels" in (Adaptation().unfit(judged) or "")
+        more = make_source("more", "levels", patterns().splits, levels=256, classes=5)
+        assert "labels aren't the same" in (Adaptation().unfit(planted(unpaired(patterns(), more), Tells)) or "")
+
+
+class Drawn(Couples):
+    """Codes are grey images; x is the code, `pair` a function of it."""
+
+    def __init__(self, pipeline: Pipeline, function: Function):
+        super().__init__()
+        self.shape, self.support, self.function = pipeline.spec.shape, pipeline.support, function
+
+    @property
+    def prior(self) -> Distribution:
+        return Independent(Uniform(torch.zeros(self.shape), torch.ones(self.shape)), 3)
+
+    def decode(self, z: Tensor) -> Tensor:
+        rows = one_hot((z[:, 0, 0, 0] * 3).long(), 4)  # each label as often
+        return 0.6 * z + 0.24 * rows[:, None, :, None]
+
+    def decode_pair(self, z: Tensor) -> Tensor:
+        return self.function(self.decode(z))
+
+    def sample(self, n: int) -> Tensor:
+        return self.decode(self.prior.sample(torch.Size([n])))
+
+
+class TestCoupling:
+    @pytest.mark.parametrize("source", [INVERTED, paired(patterns(), "invert")], ids=["unpaired", "paired"])
+    def test_pairs_that_belong_together_agree_and_others_as_chance_has_it(self, source: Source) -> None:
+        found = measure(planted(source, lambda pipeline: Drawn(pipeline, inverted)), Coupling(n_fake=1500))
+        agreement, pixels = found["pair_agreement"], found["pixel_agreement"]
+        assert pixels.value == 1 and 0.4 < pixels.settings["by_chance"] < 0.9
+        assert agreement.value > 0.6 and 0.2 < agreement.settings["by_chance"] < 0.5  # three labels
+        found = measure(planted(source, lambda p: Drawn(p, lambda x: inverted(x.roll(1, 0)))), Coupling(n_fake=1500))
+        for metric in ("pair_agreement", "pixel_agreement"):
+            assert found[metric].value == pytest.approx(found[metric].settings["by_chance"], abs=0.05)
+
+    def test_opposites_have_no_pixel_in_common(self) -> None:
+        found = measure(planted(INVERTED, lambda pipeline: Drawn(pipeline, same)), Coupling(n_fake=100))
+        assert found["pixel_agreement"].value == 0
+
+    def test_the_picture_has_each_x_beside_its_partner(self) -> None:
+        judged = planted(INVERTED, lambda pipeline: Drawn(pipeline, torch.ones_like))
+        with seeded(0):
+            (picture,) = (f for f in Coupling(n_fake=8, shown=8)(judged) if isinstance(f, Picture))
+        tile = (picture.pixels.shape[1] - 2) // 8
+        first, second = (picture.pixels[tile // 2 - 1, column * tile + tile // 2 + 1] for column in (0, 1))
+        assert (second == 255).all() and (first < 255).all()

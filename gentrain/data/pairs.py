@@ -110,6 +110,11 @@ class Degradation:
                 return None
 
     @property
+    def draws(self) -> bool:
+        """Whether what it makes of x is left to chance."""
+        return self.change == "denoise"
+
+    @property
     def _whole(self) -> int:
         return int(self.amount or 1)
 

@@ -237,12 +237,21 @@ class Pipeline:
         return view
 
     def counterpart(self, x: Tensor, back: bool = False) -> Tensor | None:
-        """What each example of `pair` was, (B, *shape), before the change that makes this domain the other one, or
-        if `back` what it makes of each of x; None of domains that are two sets, or whose change loses something."""
-        change = None if self.partner is None or not self.one_set else self.partner._change
-        if change is None or change.inverse is None:
+        """What each example of `pair` was, (B, *shape), before the change that makes this domain the other one, or if
+        `back` what that makes of each of x; None of two sets, of a change that draws, or that can't be undone."""
+        change = self._pairing if self.partner is None else self.partner._change if self.one_set else None
+        if change is not None and not back:
+            change = change.inverse
+        if change is None or change.draws:
             return None
-        return self._changed(change if back else change.inverse, x, torch.zeros(len(x), dtype=torch.int64))
+        return self._changed(change, x, torch.zeros(len(x), dtype=torch.int64))
+
+    def answers(self, batch: Batch, back: bool = False) -> Tensor | None:
+        """What each of `batch.pair` is to be translated to, or if `back` each of `batch.x`; None where nobody knows."""
+        if self.spec.pairs == "paired":
+            return batch.pair if back else batch.x
+        given = batch.x if back else batch.pair
+        return None if given is None else self.counterpart(given, back)
 
     def mean(self) -> Tensor:
         """The mean training example in the model's support, expected over the draws, float32, (*shape)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,15 +134,13 @@ def ways(subject: Subject) -> Iterator[Way]:
         for batch in x.evaluation(split, ROWS, n):
             yield batch if paired else batch._replace(pair=x.counterpart(batch.x, back=True))
 
-    yield Way("translation", model.translate, pair, _of(subject, x, "x"), forward)
+    yield Way("translation", model.translate, pair, of_domain(subject, x), forward)
     if isinstance(model, TranslatesBack):
-        yield Way("translation_back", model.translate_back, x, _of(subject, pair, "pair"), back)
+        yield Way("translation_back", model.translate_back, x, of_domain(subject, pair), back)
 
 
-def _of(subject: Subject, pipeline: Pipeline, domain: str) -> Subject:
-    """The subject held against one domain alone, whose classifier is kept under that domain's own name."""
-    have, n = pipeline.spec.sizes.get(subject.split, 0), subject.n
-    settings: dict[str, Any] = {"pipeline": pipeline, "data": subject.data, "n": None if n is None else min(n, have)}
-    if domain == "pair":
-        settings["data"] = f"{subject.data} pair"
-    return replace(subject, **settings)
+def of_domain(subject: Subject, pipeline: Pipeline) -> Subject:
+    """The subject held against one of its domains alone, whose classifier is kept under that domain's own name."""
+    n, have = subject.n, pipeline.spec.sizes.get(subject.split, 0)
+    data = subject.data if pipeline is subject.pipeline else f"{subject.data} pair"
+    return replace(subject, pipeline=pipeline, data=data, n=None if n is None else min(n, have))
