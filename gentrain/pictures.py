@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,17 @@ import torch
 from torch import Tensor
 
 from gentrain.device import own_randomness
-from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs, each_label, given
+from gentrain.models.base import (
+    Codes,
+    Filters,
+    Generative,
+    LatentVariable,
+    Reconstructs,
+    TranslatesBack,
+    Translator,
+    each_label,
+    given,
+)
 from gentrain.models.gdae import DenoisingChain
 
 
@@ -215,6 +226,36 @@ def reconstructions(model: Reconstructs, x: Tensor, y: Tensor | None, seed: int)
     with own_randomness(seed):
         pairs = torch.stack([x.float(), model.reconstruct(x, **given(model, y)).float()], dim=1)
     return pairs.flatten(0, 1)
+
+
+@torch.no_grad()
+def translations(
+    model: Translator, x: Tensor, truth: Tensor | None, seed: int | None = None, *, back: bool = False
+) -> Tensor:
+    """Examples x, or if not `back` of the domain of `pair`, each beside its translation, (B, K, *shape): then what that
+    translates back to, if the model goes both ways, and the true answer (B, *shape), if there is one.
+
+    With a `seed` the model's noise is that of the seed; without, torch's global generators'.
+    """
+    there, again = model.translate, None
+    if isinstance(model, TranslatesBack):
+        there, again = (model.translate_back, model.translate) if back else (model.translate, model.translate_back)
+    with contextlib.nullcontext() if seed is None else own_randomness(seed):
+        found = [x, there(x)]
+        found += [] if again is None else [again(found[1])]
+    return torch.stack([t.float() for t in [*found, *([] if truth is None else [truth])]], 1)
+
+
+def abreast(rows: Tensor, width: int = 9) -> tuple[Tensor, int]:
+    """Rows (B, K, *shape) side by side, as many as there is room for: as (N, *shape), and the columns that they make.
+
+    >>> tiles, columns = abreast(torch.zeros(7, 4, 1, 8, 8))
+    >>> len(tiles), columns  # six rows of four, two abreast
+    (24, 8)
+    """
+    across = min(len(rows), max(1, width // rows.shape[1]))
+    rows = rows[: len(rows) // across * across]
+    return rows.flatten(0, 1), across * rows.shape[1]
 
 
 @torch.no_grad()

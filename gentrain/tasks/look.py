@@ -16,7 +16,7 @@ from gentrain.evaluation import health, ledger
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
 from gentrain.evaluation.standard import standard
-from gentrain.models.base import Codes, Filters, Generative, Reconstructs
+from gentrain.models.base import Codes, Filters, Generative, Reconstructs, TranslatesBack, Translator
 from gentrain.models.energies import Unnormalised
 from gentrain.models.sequence import Writes
 from gentrain.report import Report
@@ -99,7 +99,8 @@ class Look:
             return {f"{name}/free_energy": float(model.free_energy(x).double().mean()) for name, x in places.items()}
 
     def draw(self, trainer: Trainer) -> Callable[[], None]:
-        """Samples from fixed noise, reconstructions of fixed examples, filters, the chains' states; of text, texts."""
+        """Samples from fixed noise, reconstructions and translations of fixed examples, filters, the chains' states; of
+        text, texts."""
         model, step = trainer.averaged, trainer.step
         if isinstance(model, Writes):
             return self._write(model, step)
@@ -110,6 +111,8 @@ class Look:
         if isinstance(model, Reconstructs) and images:
             pairs = pictures.reconstructions(model, *self._some(SHOWN // 2), SEED)
             drawn["reconstructions"] = pictures.show(pairs, model, spec.levels, columns=8)
+        if isinstance(model, Translator) and images:
+            drawn["translations"] = self._translations(model)
         if isinstance(model, Filters) and images:
             drawn["filters"] = pictures.to_bytes(pictures.grid(pictures.filters(model, 100)))
         with seeded(SEED):
@@ -137,6 +140,19 @@ class Look:
             self.picture = self.report.writing(step, "samples", texts) or self.picture
 
         return file
+
+    def _translations(self, model: Translator) -> np.ndarray:
+        """Rows of `pictures.translations` of fixed examples, both ways beside each other where the model goes both."""
+        batch, ways = self._fixed, (False, True) if isinstance(model, TranslatesBack) else (False,)
+        rows = []
+        for back in ways:
+            x = batch.x if back else batch.pair
+            assert x is not None
+            x, truth = x[: SHOWN // 4], self.pipeline.answers(batch, back)
+            truth = None if truth is None else truth[: SHOWN // 4]
+            rows.append(pictures.translations(model, x, truth, SEED, back=back))
+        tiles, columns = pictures.abreast(torch.cat(rows, 1))
+        return pictures.show(tiles, model, self.pipeline.spec.levels, columns)
 
     def _some(self, n: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The first n of the fixed examples, and their labels."""
