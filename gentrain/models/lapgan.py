@@ -44,7 +44,8 @@ class LAPGAN(Cascade):
             u(I_{k+1}) beside it as further maps.
         latent_dim: dimensions of z_K. hidden: units of the coarsest generator's layers, which are fully connected as in
             the paper; its critic's are these, reversed.
-        channels: maps of each of the two hidden layers of a level's generator, and of the first of its critic.
+        channels: maps of each of the two hidden layers of a level's generator, and of its critic's first halving,
+            which comes after a convolution with half as many; doubled at each further one.
         norm, discriminator_norm: of the hidden layers of all generators, and of all critics' but for their first.
 
     Raises:
@@ -189,16 +190,15 @@ def _with(x: Tensor, label: Tensor | None, *, maps: bool) -> Tensor:
 
 
 def residual_generator(inputs: int, outputs: int, channels: int, norm: Norm) -> nn.Sequential:
-    """(B, inputs, H, W) -> (B, outputs, H, W): three convolutions with kernels of 5, 5 and 3, rectified between."""
+    """(B, inputs, H, W) -> (B, outputs, H, W): three convolutions with kernels of 3x3, rectified between."""
     layers: list[nn.Module] = []
     for d_in in (inputs, channels):
-        layers += [
-            nn.Conv2d(d_in, channels, 5, padding=2, bias=norm.bias), *norm.layers(channels, 2), nn.ReLU(),
-        ]  # fmt: skip
+        layers += [nn.Conv2d(d_in, channels, 3, padding=1, bias=norm.bias), *norm.layers(channels, 2), nn.ReLU()]
     return nn.Sequential(*layers, nn.Conv2d(channels, outputs, 3, padding=1))
 
 
 def residual_critic(inputs: int, side: int, channels: int, norm: Norm) -> nn.Sequential:
     """(B, inputs, side, side) -> one number an example: a convolution at full size, and then halvings as in DCGAN."""
-    first = nn.Conv2d(inputs, channels, 5, padding=2)
-    return nn.Sequential(first, leaky(), *conv_critic((channels, side, side), 2 * channels, norm, Minibatch()))
+    few = max(1, channels // 2)
+    first = nn.Conv2d(inputs, few, 3, padding=1)
+    return nn.Sequential(first, leaky(), *conv_critic((few, side, side), channels, norm, Minibatch()))

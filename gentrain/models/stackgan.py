@@ -43,7 +43,8 @@ class StackGAN(Cascade, Captioned):
         classes: K, labels 0…K - 1, two or more. captions: what they say, as many texts; None if they say nothing.
         halvings: how many times Stage I's image is halved: by 1 it is 14 pixels wide where the example is 28.
         latent_dim: dimensions of Stage I's noise. embedding: of e(y). condition: of ĉ.
-        channels: of feature maps at the highest resolution, doubled at each halving.
+        channels: feature maps of both critics' first halving and of Stage I's generator at its highest resolution,
+            doubled at each halving; of Stage II's at Stage I's resolution.
         hidden: units of Stage I's networks, where its images are too small for convolutions, under 8 pixels.
         blocks: residual blocks of Stage II.
 
@@ -122,7 +123,7 @@ class Augmentation(nn.Module):
 
     def __init__(self, words: int, embedding: int, condition: int):
         super().__init__()
-        self.embedding = nn.Linear(words, embedding, bias=False)
+        self.embedding = embed(words, embedding)
         self.moments = nn.Sequential(leaky(), nn.Linear(embedding, 2 * condition))
 
     def forward(self, words: Tensor) -> DiagonalNormal:
@@ -149,7 +150,7 @@ class Reader:
 
 
 class MatchingCritic(nn.Module):
-    """Whether an image is real and goes with its caption: x (B, C, H, W) and words (B, V) -> (B,).
+    """Whether an image is real and goes with its caption: features of x, and words (B, V) -> (B,).
 
     What the caption is embedded as joins the image's features before two more layers; so their match can be judged.
     """
@@ -157,12 +158,19 @@ class MatchingCritic(nn.Module):
     def __init__(self, form: Form, words: int, embedding: int):
         super().__init__()
         self.trunk, width = form.trunk()
-        self.embedding = nn.Linear(words, embedding, bias=False)
+        self.embedding = embed(words, embedding)
         self.verdict = mlp([width + embedding, 128, 1], leaky)
 
-    def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        seen = torch.cat([self.trunk(x), self.embedding(words)], 1)
-        return self.verdict(seen).float().flatten()
+    def forward(self, features: Tensor, words: Tensor) -> Tensor:
+        """From what `trunk` makes of x, whatever its caption is."""
+        return self.verdict(torch.cat([features, self.embedding(words)], 1)).float().flatten()
+
+
+def embed(words: int, size: int) -> nn.Linear:
+    """(B, V) -> the mean of the words' vectors, (B, size), which start from N(0, I) as embeddings do."""
+    layer = nn.Linear(words, size, bias=False)
+    nn.init.normal_(layer.weight)
+    return layer
 
 
 class Stage(Remembers, Adversarial, Conditional):
@@ -182,10 +190,8 @@ class Stage(Remembers, Adversarial, Conditional):
         return self._vocabulary[0](one_hot(self, y, rows))
 
     def discriminate(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        def judge() -> Tensor:
-            return self.discriminator(x, self.words(y, len(x)))
-
-        return judge() if y is None else self.recalled((x, y), judge)
+        features = self.recalled((x,), lambda: self.discriminator.trunk(x))  # for any label
+        return self.discriminator(features, self.words(y, len(x)))
 
     def divergence(self, y: Tensor) -> Tensor:
         """KL(q(ĉ|y) ‖ N(0, I)) of labels (B,), in nats, (B,)."""
@@ -304,15 +310,16 @@ class Refiner(nn.Module):
     """Small images (B, C, h, w) and conditions (B, d) -> (B, *shape), in [-1, 1].
 
     Args:
-        shape: of the images it makes, 2^halvings times as wide. condition: d. channels: maps at full size, doubled at
-            each halving. blocks: residual ones, at half the small images' size.
+        shape: of the images it makes, 2^halvings times as wide. condition: d. channels: maps at the small images' size,
+            twice as many at half of it, and half as many, down to 8, at each doubling. blocks: residual ones, at half
+            the small images' size.
     """
 
     def __init__(self, shape: tuple[int, ...], halvings: int, condition: int, channels: int, blocks: int):
         super().__init__()
         norm = Norm("batch", 0)
         size = [shape[1] >> i for i in range(halvings + 2)]  # down to half of the small side, rounded
-        maps = [channels << min(i, 2) for i in range(halvings + 2)]
+        maps = [max(channels >> i, min(channels, 8)) for i in reversed(range(halvings + 1))] + [2 * channels]
         small, width = maps[-2], maps[-1]
         self.encode = nn.Sequential(
             nn.Conv2d(shape[0], small, 3, padding=1), nn.ReLU(),
@@ -329,7 +336,7 @@ class Refiner(nn.Module):
                 *norm.layers(maps[i], 2),
                 nn.ReLU(),
             ]
-        self.grow = nn.Sequential(*layers, nn.Conv2d(channels, shape[0], 3, padding=1), nn.Tanh())
+        self.grow = nn.Sequential(*layers, nn.Conv2d(maps[0], shape[0], 3, padding=1), nn.Tanh())
 
     def forward(self, small: Tensor, condition: Tensor) -> Tensor:
         return self.grow(self.blocks(self.join(beside(self.encode(small), condition, maps=True))))
