@@ -15,7 +15,8 @@ TIE = 2.0  # combined standard errors within which two numbers count as equal
 HIGHER = (
     "log_likelihood", "elbo", "pseudo_log_likelihood", "precision", "recall", "density", "coverage", "classes_covered",
     "modes_hit", "high_quality", "knn_accuracy", "probe_accuracy*", "precision_at_*", "anomaly_*",
-    "label_agreement", "noun_agreement", "attribute_agreement", "completion_log_likelihood", "translation_accuracy", "translation_back_accuracy",
+    "label_agreement", "noun_agreement", "attribute_agreement", "completion_log_likelihood", "translation_accuracy",
+    "translation_back_accuracy",
     "adaptation_accuracy", "pair_agreement", "pixel_agreement",
 )  # fmt: skip
 """Metrics of which more is better; `*` stands for any ending."""
