@@ -130,6 +130,13 @@ def test_a_step_of_the_bound_is_the_divergence_of_two_gaussians(variance):
         assert found.item() == pytest.approx(kl_divergence(q, p).item(), rel=1e-3, abs=1e-6)
 
 
+def test_the_last_term_is_the_divergence_from_the_prior():
+    chain, x = Chain("linear", 5, "posterior"), torch.tensor([[0.4, -2.0]])
+    chain.alpha_bar[-1] = 0.3  # else hardly anything is left to tell
+    q, p = Normal(math.sqrt(0.3) * x, math.sqrt(0.7)), Normal(0.0, 1.0)
+    assert chain.prior_term(x).item() == pytest.approx(kl_divergence(q, p).sum().item(), rel=1e-5)
+
+
 # --- the bound --------------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +303,7 @@ def test_ddim_with_all_the_noise_is_ancestral_sampling():
     drawn = []
     for settings in samplers:
         torch.manual_seed(1)
-        drawn.append(gaussian([1.0], [[0.25]], steps=20, **settings).sample(50))
+        drawn.append(gaussian([1.0], [[0.25]], steps=20, variance="posterior", **settings).sample(50))
     assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[1], drawn[2])
 
 

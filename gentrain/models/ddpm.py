@@ -12,10 +12,9 @@ from torch.distributions import Distribution, Independent
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Completes, Conditional, evenly
-from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, Schedule, Variance, independent_normal, over
+from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, independent_normal, over
 from gentrain.models.labels import checked
 from gentrain.models.standard import Standardised
-from gentrain.models.timed import Kind
 from gentrain.models.timed import network as _network
 from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveInt, Shape
 
@@ -39,7 +38,8 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         schedule: `linear` (Ho et al.) or `cosine` (Nichol & Dhariwal 2021, arXiv:2102.09672).
         predict: the network's output: `epsilon`, the noise; `v` = √ᾱ ε - √(1-ᾱ) x (Salimans & Ho 2022,
             arXiv:2202.00512); or `x0`.
-        variance: σ_t², see `Chain`.
+        variance: σ_t², see `Chain`; None is `posterior` for levels and `beta` for reals, whose density is smooth where
+            the noise is small, so that x_{t-1} is no better known than that.
         sampler: `ancestral` draws from p(x_{t-1}|x_t); `ddim` from the chain with `eta` times its noise (Song et al.
             2021, arXiv:2010.02502).
         sample_steps: times at which a sample is taken, evenly over 1…T; None is all.
@@ -65,15 +65,15 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         shape: Shape,
         levels: PositiveInt | None = None,
         steps: PositiveInt = 1000,
-        schedule: Schedule = "linear",
+        schedule: Literal["linear", "cosine"] = "linear",
         predict: Literal["epsilon", "v", "x0"] = "epsilon",
-        variance: Variance = "posterior",
+        variance: Literal["posterior", "beta"] | None = None,
         sampler: Literal["ancestral", "ddim"] = "ddim",
         sample_steps: PositiveInt | None = 50,
         eta: Fraction = 0.0,
         guidance: NonNegativeFloat = 1.0,
         resamples: PositiveInt = 5,
-        network: Kind = "auto",
+        network: Literal["auto", "mlp", "unet"] = "auto",
         hidden: Sequence[PositiveInt] = (128, 128, 128),
         channels: PositiveInt | None = None,
         multipliers: Sequence[PositiveInt] | None = None,
@@ -96,7 +96,7 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         self.sampler, self.eta, self.guidance, self.resamples = sampler, eta, guidance, resamples
         self.sample_steps = sample_steps or steps
         self.classes = classes if conditional else None
-        self.chain = Chain(schedule, steps, variance)
+        self.chain = Chain(schedule, steps, variance or ("beta" if levels is None else "posterior"))
         self.network = _network(
             network,
             self.shape,
