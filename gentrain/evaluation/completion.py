@@ -47,7 +47,7 @@ class Completion(Estimator):
         mask: Literal["bottom", "top", "left", "right", "centre", "random"] = "bottom",
         share: OpenFraction = 0.5,
         images: PositiveInt = 100,
-        draws: PositiveInt = 10,
+        draws: PositiveInt = 5,
         sweeps: PositiveInt = 100,
         steps: PositiveInt = 100,
         leapfrog: PositiveInt = 5,

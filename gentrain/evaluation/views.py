@@ -56,7 +56,7 @@ class BlockMeans(View):
     def __init__(self, factor: int, shape: tuple[int, ...]):
         if len(shape) != 3 or shape[1] % factor or shape[2] % factor or factor < 2:
             size = "x".join(map(str, shape))
-            raise UsageError(f"kind.factor={factor}: examples of {size} have no blocks of {factor}x{factor}")
+            raise UsageError(f"examples of {size} have no blocks of {factor}x{factor} pixels")
         self.factor = factor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Luminance(View):
     def __init__(self, shape: tuple[int, ...]):
         if len(shape) != 3 or shape[0] != 3:
             size = "x".join(map(str, shape))
-            raise UsageError(f"kind=colourise: examples of {size} have no colours; it takes images of three channels")
+            raise UsageError(f"examples of {size} have no colours, which take three channels")
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x * x.new_tensor(LUMINANCE).view(3, 1, 1)).sum(1, keepdim=True)

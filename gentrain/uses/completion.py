@@ -84,7 +84,9 @@ def in_rows(model: Generative, x: Tensor, view: View, made: Tensor, levels: int 
 
 def middle(model: Generative, levels: int | None) -> float:
     """The value that stands for an unseen element in a picture."""
-    return {"signed": 0.0, "real": 0.0, "levels": ((levels or 2) - 1) // 2, "tokens": 0}.get(model.support, 0.5)
+    if model.support == "levels":
+        return ((levels or 2) - 1) // 2
+    return 0.0 if model.support == "signed" or levels is None else 0.5
 
 
 class Denoise(Use):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Literal
 
+from gentrain.errors import UsageError
 from gentrain.evaluation.conditioning import Effort, restored, unable_to_restore
 from gentrain.evaluation.views import BlockMeans, Luminance, View
 from gentrain.models.base import Decoder, Generative, LatentVariable
@@ -29,7 +30,13 @@ class Restoration(Use):
         self.draws, self.effort = draws, effort
 
     def unfit(self, model: Generative) -> str | None:
-        return unable_to_restore(model)
+        if (reason := unable_to_restore(model)) is not None:
+            return reason
+        try:
+            self.view(model)
+        except UsageError as error:
+            return f"can't serve: {error}"
+        return None
 
     @abstractmethod
     def view(self, model: Generative) -> View:
