@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from gentrain import config
 from gentrain import device as devices
@@ -27,8 +28,10 @@ from gentrain.truth.base import differences
 __all__ = [
     "DATA", "MODELS", "OBJECTIVES", "SMALL", "Recorder", "annealed_both_ways",
     "bare_trainer", "build", "covering_pairs", "data_for", "differences", "fit", "fitting_pairs", "learned", "resumed",
+    "shaken",
 ]  # fmt: skip
 
+M = TypeVar("M", bound=nn.Module)
 MODELS = config.groups()["model"]
 OBJECTIVES = config.groups()["objective"]
 SMALL = ["device=cpu", "data.batch_size=20"]
@@ -85,6 +88,14 @@ def _own_objective(model: str) -> str:
 def _class(group: str, option: str) -> Any:
     node = OmegaConf.load(config.conf_dir() / group / f"{option}.yaml")
     return config.locate(node["_target_"], [])
+
+
+@torch.no_grad()
+def shaken(module: M, size: float = 0.3) -> M:
+    """Nothing at its start: there shifts and log-scales are zero, and whatever forgets them is right."""
+    for p in module.parameters():
+        p.add_(size * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return module
 
 
 def bare_trainer(folder: Path, *overrides: str, look: Any = lambda trainer, what: None) -> Trainer:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 import torch
-from helpers import SMALL, build
+from helpers import SMALL, build, shaken
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
@@ -46,14 +46,6 @@ from gentrain.truth.spaces import around, follow, grid, over
 
 IMAGE = (2, 4, 4)
 M = TypeVar("M", bound=nn.Module)
-
-
-@torch.no_grad()
-def shaken(module: M, size: float = 0.3) -> M:
-    """Nothing at its start: there shifts and log-scales are zero, and whatever forgets them is right."""
-    for p in module.parameters():
-        p.add_(size * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    return module
 
 
 def fitted(model: Flow, x: Tensor, steps: int, lr: float = 5e-3) -> Flow:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ SOLVED = Solver("dopri5", rtol=1e-8, atol=1e-8)
 """Leaves errors far below `ROUNDING`."""
 
 
-def exactly(case: Case, rows: int | None = None) -> tuple[Invertible | ContinuousFlow, Tensor, dict[str, Tensor]]:
+def exactly(case: Case, rows: int | None = None) -> tuple[Invertible | ContinuousFlow, Tensor, dict[str, Any]]:
     """The model, examples and the keyword arguments that put their labels to it, in float64."""
     assert isinstance(case.model, Invertible | ContinuousFlow)
     model, y = copy.deepcopy(case.model).cpu().double(), case.batches[0].y
@@ -77,7 +78,7 @@ def log_det_is_the_jacobians(case: Case) -> Verdict:
     return off, ROUNDING, f"nats for each of {size} elements, {len(x)} examples; mean log |det| {found.mean():.3f}"
 
 
-def _log_det(model: Invertible | ContinuousFlow, x: Tensor, to: dict[str, Tensor], i: int) -> Tensor:
+def _log_det(model: Invertible | ContinuousFlow, x: Tensor, to: dict[str, Any], i: int) -> Tensor:
     own = {name: value[i : i + 1] for name, value in to.items()}
     jacobian = torch.autograd.functional.jacobian(lambda v: model.transform(v[None], **own)[0][0], x[i])
     assert isinstance(jacobian, Tensor)
