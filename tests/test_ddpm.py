@@ -21,6 +21,7 @@ from gentrain.models.diffusion import Chain, DiscretizedNormal, betas, over
 from gentrain.objectives.diffusion import Diffusion
 from gentrain.truth.base import Case, prove
 
+HO = {"schedule": "linear", "predict": "epsilon"}
 CLAIM = "the bound is E log p/q along the chain"
 
 
@@ -47,7 +48,7 @@ class Optimal(nn.Module):
 
 def gaussian(mean: list[float], covariance: list[list[float]], **settings: object) -> DDPM:
     """A model of points whose network is the best for N(mean, covariance)."""
-    model = DDPM((len(mean),), hidden=[4], **{"sample_steps": None, **settings}).eval()  # type: ignore[arg-type]
+    model = DDPM((len(mean),), hidden=[4], **{**HO, "sample_steps": None, **settings}).eval()  # type: ignore[arg-type]
     model.network = Optimal(model, torch.tensor(mean), torch.tensor(covariance))
     return model
 
@@ -55,7 +56,7 @@ def gaussian(mean: list[float], covariance: list[list[float]], **settings: objec
 def shaken(seed: int = 0, **settings: object) -> DDPM:
     """A model of 3 x 3 pixels of four grey levels, with parameters away from where they start."""
     torch.manual_seed(seed)
-    settings = {"levels": 4, "steps": 6, "sample_steps": None, "hidden": [8], **settings}
+    settings = {"levels": 4, "steps": 6, "sample_steps": None, "hidden": [8], **HO, **settings}
     model = DDPM((1, 3, 3), **settings).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         for p in model.parameters():
@@ -65,6 +66,26 @@ def shaken(seed: int = 0, **settings: object) -> DDPM:
 
 def grey(n: int, levels: int = 4) -> Tensor:
     return torch.randint(levels, (n, 1, 3, 3)) * (2 / (levels - 1)) - 1
+
+
+def test_what_is_known_has_the_noise_of_its_time_while_the_rest_is_drawn():
+    model = gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]], steps=100, sample_steps=10, resamples=3)
+    seen: list[tuple[int, float, float]] = []
+    optimal = model.network
+
+    class Watching(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            seen.append((round(100 * float(t[0])), x[:, 0].mean().item(), x[:, 0].std().item()))
+            return optimal(x, t, y)
+
+    model.network = Watching()
+    with seeded(7):
+        model.complete(torch.full((5000, 2), 1.5), torch.tensor([[True, False]]).expand(5000, 2))
+    assert [t for t, _, _ in seen] == [t for t in range(100, 10, -10) for _ in range(3)] + [10]
+    for t, mean, deviation in seen:
+        left = model.chain.alpha_bar[t]
+        assert mean == pytest.approx(1.5 * math.sqrt(left), abs=5 * math.sqrt((1 - left) / 5000))
+        assert deviation == pytest.approx(math.sqrt(1 - left), rel=5 / math.sqrt(10_000))
 
 
 # --- the chain --------------------------------------------------------------------------------------------------------
@@ -310,9 +331,9 @@ def test_ddim_with_all_the_noise_is_ancestral_sampling():
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_samples_have_the_moments_of_the_chain(variance):
     """Ancestral sampling of p against a recursion of mean and variance by `back`; the last step has no noise."""
-    model = gaussian([1.0], [[0.25]], steps=10, variance=variance, sampler="ancestral")
+    model = gaussian([1.0], [[0.25]], steps=4, variance=variance, sampler="ancestral")
     mean, squared = 0.0, 1.0
-    for t in range(10, 0, -1):
+    for t in range(4, 0, -1):
         at_0, at_1 = (model.back(torch.full((1, 1), v), t).base_dist for v in (0.0, 1.0))
         a = (at_1.loc - at_0.loc).item()
         mean, squared = a * mean + at_0.loc.item(), a**2 * squared + (at_0.scale.item() ** 2 if t > 1 else 0)
