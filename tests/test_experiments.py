@@ -150,6 +150,8 @@ def _data(name: str, folder: Path) -> list[str]:
     own = plan(name).config.data
     if {"modes", "size"} & {*own}:  # a ring, bars and stripes
         return ["data.n=200"]
+    if "withhold" in own:
+        return ["data=captioned_digits"]
     if "channels" in own:
         return ["data=stacked_digits", "data.n=200"]
     if "path" not in own:
@@ -190,6 +192,16 @@ SMALLER: dict[str, list[str]] = {
     "char_rnn_shakespeare": ["model.hidden=8", "+evaluate.n=50"],
     "dcgan_mnist": ["evaluate.metric.modes.n_fake=50", "model.channels=2"],
     **{name: ["evaluate.metric.modes.n_fake=50"] for name in ("stacked_mnist_dcgan", "stacked_mnist_unrolled")},
+    "ddpm_mnist": [
+        "evaluate.metric.modes.n_fake=50",
+        "evaluate.metric.fid.n_fake=50",
+        "model.channels=4",
+        "model.sample_steps=2",
+        "+evaluate.n=50",
+    ],
+    "ddpm_ring": ["model.sample_steps=5", "evaluate.metric.diffusion_bound.draws=2"],
+    "lapgan_mnist": ["model.halvings=1", "model.channels=4"],
+    "stackgan_mnist": ["model.channels=4"],
     "pixel_rnn_mnist": ["model.hidden=4", "+evaluate.n=50"],
     "pixel_rnn_mnist_short": ["model.hidden=4", "+evaluate.n=50"],
     "pixel_cnn_pp_mnist": ["model.channels=4", "model.blocks=1", "+evaluate.n=50"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -192,6 +193,10 @@ class Stage(Remembers, Adversarial, Conditional):
     def discriminate(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         features = self.recalled((x,), lambda: self.discriminator.trunk(x))  # for any label
         return self.discriminator(features, self.words(y, len(x)))
+
+    @abstractmethod
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Images of this stage, (B, *shape), for labels y (B,)."""
 
     def divergence(self, y: Tensor) -> Tensor:
         """KL(q(ĉ|y) ‖ N(0, I)) of labels (B,), in nats, (B,)."""
