@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeGuard
 
 import torch
@@ -23,6 +22,9 @@ from gentrain.evaluation.views import Pixels, View
 from gentrain.models.base import Completes, Decoder, Generative, LatentVariable, Law, given
 from gentrain.models.missing import impute
 
+RATE = 0.1
+"""By which step sizes change after a transition: the way to the posterior is short."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -30,7 +32,8 @@ class Effort:
 
     Args:
         sweeps: of the chain of a latent-variable model over z and the missing elements.
-        steps: of β from the prior of codes to their posterior. leapfrog: steps of a Hamiltonian trajectory.
+        steps: transitions of the chains of codes, a quarter of them at their posterior, to which the others lead from
+            the prior. leapfrog: steps of a Hamiltonian trajectory.
         sigma: σ, standard deviation of what is seen from what is decoded, on the scale where images lie in [0, 1].
     """
 
@@ -145,10 +148,13 @@ def codes_given(
         return -0.5 * ((seen - look(z)) / effort.sigma).flatten(1).square().sum(1)
 
     observation = Observation(log_prob, look)
-    path = PosteriorPath(model.prior, observation, view(scaled(x)), chains=1, leapfrog=effort.leapfrog)
-    state = path.start(len(x))
-    for _, beta in pairwise(ladder("geometric", effort.steps, 1e-5)):
+    path = PosteriorPath(model.prior, observation, view(scaled(x)), chains=1, leapfrog=effort.leapfrog, rate=RATE)
+    state, rest = path.start(len(x)), effort.steps // 4
+    for beta in ladder("geometric", effort.steps - rest, 1e-5)[1:]:
         state = path.transition(state, beta)
+    path.rate = 0.0  # from here on a chain that keeps p(z | y)
+    for _ in range(rest):
+        state = path.transition(state, 1.0)
     return path.example(state)
 
 

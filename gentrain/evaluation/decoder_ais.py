@@ -112,6 +112,7 @@ class PosteriorPath(TemperedPath[Chains]):
     Args:
         x: examples as `observation` takes them, (B, *shape).
         step: size of a leapfrog step at first. leapfrog: their number in a transition.
+        rate: of its growth, 0.02 for the 2 %; 0 leaves it as it is.
     """
 
     log_partition = 0.0
@@ -126,9 +127,10 @@ class PosteriorPath(TemperedPath[Chains]):
         leapfrog: int = 10,
         step: float = 0.1,
         target: float = 0.65,
+        rate: float = 0.02,
     ):
         self.prior, self.observation, self.chains = prior, observation, chains
-        self.leapfrog, self.target = leapfrog, target
+        self.leapfrog, self.target, self.rate = leapfrog, target, rate
         self.map = biject_to(prior.support)
         self.x = x.repeat_interleave(chains, 0)
         self.step = torch.full((len(x),), step, device=x.device)
@@ -183,7 +185,7 @@ class PosteriorPath(TemperedPath[Chains]):
         mean = probability.view(-1, self.chains).mean(1)
         self.accepted.append(mean.mean())
         self.acceptance = 0.9 * self.acceptance + 0.1 * mean
-        factor = torch.where(self.acceptance > self.target, 1.02, 0.98)
+        factor = torch.where(self.acceptance > self.target, 1 + self.rate, 1 - self.rate)
         self.step = (self.step * factor).clamp(self.smallest, self.largest)
 
 
