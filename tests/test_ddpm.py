@@ -341,6 +341,11 @@ def test_samples_have_the_moments_of_the_chain(variance):
         x = model.sample(20_000)
     assert x.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(squared / 20_000))
     assert x.var().item() == pytest.approx(squared, rel=5 * math.sqrt(2 / 20_000))
+    one_step = gaussian([1.0], [[0.25]], steps=1, variance=variance, sampler="ancestral")
+    torch.manual_seed(8)
+    x = one_step.sample(5)
+    torch.manual_seed(8)
+    assert torch.allclose(x, one_step.back(torch.randn(5, 1), 1).mean)
 
 
 def test_epsilon_v_and_x0_are_one_model_in_three_words():
