@@ -66,13 +66,24 @@ def test_the_best_field_of_a_gaussian_gives_its_density_and_its_map():
         assert torch.allclose(model.codes(x), z, atol=0.05)
 
 
+def has_its_moments(x: Tensor) -> bool:
+    """Draws of the Gaussian, by the standard errors √(S_ii/n) and √((S_ii S_jj + S_ij²)/n) of means and covariances."""
+    spread = ((torch.outer(*[COVARIANCE.diagonal()] * 2) + COVARIANCE**2) / len(x)).sqrt()
+    means = (x.mean(0) - MEAN).abs() < 4.5 * (COVARIANCE.diagonal() / len(x)).sqrt()
+    return bool(means.all() and ((x.T.cov() - COVARIANCE).abs() < 4.5 * spread).all())
+
+
 def test_samples_of_a_gaussian_have_its_moments():
     torch.manual_seed(1)
-    x = Gaussian(steps=50).sample(20_000).double()
-    # standard errors √(S_ii/n) and √((S_ii S_jj + S_ij²)/n), of the mean and of the covariances
-    assert ((x.mean(0) - MEAN).abs() < 4.5 * (COVARIANCE.diagonal() / len(x)).sqrt()).all()
-    spread = ((torch.outer(*[COVARIANCE.diagonal()] * 2) + COVARIANCE**2) / len(x)).sqrt()
-    assert ((x.T.cov() - COVARIANCE).abs() < 4.5 * spread).all()
+    assert has_its_moments(Gaussian(steps=50).sample(20_000).double())
+
+
+def test_nothing_known_completes_to_a_sample():
+    """Then going back and forth between two times leaves the distribution at each as it is."""
+    torch.manual_seed(16)
+    nothing = torch.full((4000, 2), torch.nan).double()
+    x = Gaussian(steps=30, resamples=4).complete(nothing, torch.zeros(4000, 2).bool())
+    assert has_its_moments(x)
 
 
 def test_probes_estimate_the_density_without_bias():
