@@ -146,15 +146,16 @@ class Line(Pix2Pix):
 
     def __init__(self) -> None:
         super().__init__((1, 2, 2), levels=2, patch=1)
-        self.generator, self.discriminator = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-        self.generator.weight.data.fill_(0.5)
-        self.discriminator.weight.data.fill_(2.0)
+        self.generator = nn.ParameterDict({"w": nn.Parameter(torch.tensor(0.5))})
+        self.discriminator = nn.ParameterDict({"c": nn.Parameter(torch.tensor(2.0))})
 
     def translate(self, pair: Tensor) -> Tensor:
-        return self.generator.weight * pair
+        return self.generator.get_parameter("w") * pair
 
     def judge(self, x: Tensor, pair: Tensor) -> Tensor:
-        return self.discriminator.weight.squeeze() * torch.stack([x.mean((1, 2, 3)), pair.mean((1, 2, 3))], 1).flatten()
+        return (
+            self.discriminator.get_parameter("c") * torch.stack([x.mean((1, 2, 3)), pair.mean((1, 2, 3))], 1).flatten()
+        )
 
 
 def test_losses_of_pairs_are_those_computed_by_hand():
@@ -162,11 +163,13 @@ def test_losses_of_pairs_are_those_computed_by_hand():
     model = Line()
     d, g = played(Pix2PixObjective(NonSaturating(), adversarial=3.0, l1=7.0)(model, Batch(x, pair=pair), 0.0), {})
     real, fake = torch.tensor([2.0, -1.0]), torch.tensor([-0.5, -1.0])
-    assert d.part == "discriminator" and g.part == "generator"
+    assert d.part == "discriminator" and g.part == "generator" and d.loss is not None and g.loss is not None
     assert d.loss.item() == pytest.approx((softplus(-real).mean() + softplus(fake).mean()).item(), rel=1e-6)
     assert g.loss.item() == pytest.approx((3 * softplus(-fake).mean() + 7 * 1.25).item(), rel=1e-6)
     assert g.metrics["l1"].item() == pytest.approx(1.25)
-    (slope,) = torch.autograd.grad(g.loss, model.generator.weight)  # x_made = w pair, of which one patch depends on w
+    (slope,) = torch.autograd.grad(
+        g.loss, model.generator.get_parameter("w")
+    )  # x_made = w pair, of which one patch depends on w
     by_hand = -torch.sigmoid(-fake[0]) * 2 * -0.5 / 2 * 3 + 7 * 0.5  # |w pair - x| has slope -pair as w pair < x
     assert slope.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
@@ -223,6 +226,7 @@ def test_losses_of_two_domains_are_those_computed_by_hand(distance: str):
     x, pair = torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0], [-2.0]])
     objective = Cycle((1,), LeastSquares(), adversarial=2.0, cycle=5.0, identity=0.25, distance=distance, pool=0)  # type: ignore[arg-type]
     d, g = played(objective(Scales(), Batch(x, pair=pair), 0.0), {})
+    assert d.loss is not None and g.loss is not None
     # forth makes 2, -1 of pair; back makes 3, 6 of x; the critics say 2 x and -pair
     of_x = ((2 - 1) ** 2 + (4 - 1) ** 2) / 2 / 2 + (4**2 + 2**2) / 2 / 2
     of_pair = ((-4 - 1) ** 2 + (2 - 1) ** 2) / 2 / 2 + (3**2 + 6**2) / 2 / 2
@@ -336,7 +340,7 @@ def test_a_pool_that_swaps_is_resumed_exactly(tmp_path: Path):
                  "trainer.checkpoint_every=3", "objective.pool=30"]  # fmt: skip
     whole = fit(bare_trainer(tmp_path / "whole", *overrides))
     part = fit(bare_trainer(tmp_path / "part", *overrides), until=3)
-    assert part.step == 3 and part.objective.pools["x"].held == 30  # full, of 20 a step: the rest swaps
+    assert part.step == 3 and part.objective.get_buffer("pools.x.held") == 30  # full, of 20 a step: the rest swaps
     rest = fit(resumed(bare_trainer(tmp_path / "part", *overrides)))
     assert differences(whole.objective.state_dict(), rest.objective.state_dict()) == []
     assert differences(whole.model.state_dict(), rest.model.state_dict()) == []
