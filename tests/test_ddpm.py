@@ -18,6 +18,7 @@ from gentrain.evaluation.diffusion_bound import DiffusionBound
 from gentrain.evaluation.estimator import Subject, seeded
 from gentrain.models.ddpm import DDPM
 from gentrain.models.diffusion import Chain, DiscretizedNormal, betas, over
+from gentrain.models.unet import UNet
 from gentrain.objectives.diffusion import Diffusion
 from gentrain.truth.base import Case, prove
 
@@ -494,3 +495,18 @@ def test_networks_start_at_zero_and_know_time_and_label():
         far = x.clone()
         far[:, :, 0, 0] += 1
         assert (model.network(far, t / 1000, y) - out)[:, :, 7, 7].abs().min() > 0  # attention sees the whole image
+
+
+def test_what_the_way_down_saw_reaches_the_way_up():
+    """With the way to coarser scales cut, x comes to the output by the shortcuts alone."""
+    net = UNet((1, 8, 8), width=4, channels=8, blocks=2)
+    x, c = torch.randn(2, 1, 8, 8), torch.randn(1, 4).expand(2, 4)
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.3 * torch.randn_like(p)
+        whole = net(x, c)
+        for p in net.halvings.parameters():
+            p.zero_()
+        cut = net(x, c)
+    assert not torch.allclose(whole, cut, atol=1e-2)
+    assert not torch.allclose(cut[0], cut[1], atol=1e-2)
