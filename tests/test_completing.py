@@ -240,6 +240,8 @@ class Affine(Decoder):
     """G(z) = A z + b, z ~ N(0, I)."""
 
     support = "real"
+    A: Tensor
+    b: Tensor
 
     def __init__(self, shape: tuple[int, ...], dim: int):
         super().__init__()

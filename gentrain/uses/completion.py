@@ -9,9 +9,16 @@ from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.evaluation.conditioning import Effort, complete, law, unable_to_complete
+from gentrain.evaluation.conditioning import (
+    Effort,
+    complete,
+    law,
+    restored,
+    unable_to_complete,
+    unable_to_restore,
+)
 from gentrain.evaluation.views import Pixels, View, missing
-from gentrain.models.base import Generative, Reconstructs, given
+from gentrain.models.base import Decoder, Generative, Reconstructs, given
 from gentrain.models.corruption import Corruption
 from gentrain.types import NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
 from gentrain.uses.base import Data, Drawn, Use, batch
@@ -92,12 +99,14 @@ def middle(model: Generative, levels: int | None) -> float:
 class Denoise(Use):
     """Test examples, each followed by itself with noise on it and by what the model makes of that: one reconstruction.
 
+    A decoder that can't reconstruct takes off Gaussian noise by a code z ~ p(z) N(x; G(z), level² I) (`codes_given`).
+
     Args:
         noise: `mask` (to 0), `salt_and_pepper` (to 0 or 1) or `gaussian`.
         level: the probability that an element is corrupted; of `gaussian` the noise's standard deviation.
     """
 
-    needs = (Reconstructs,)
+    needs = (Reconstructs, Decoder)
     conditional = True
 
     def __init__(self, noise: Literal["mask", "salt_and_pepper", "gaussian"] = "mask", level: NonNegativeFloat = 0.3):
@@ -106,14 +115,23 @@ class Denoise(Use):
     def unfit(self, model: Generative) -> str | None:
         if model.support in ("levels", "tokens") and self.corruption.kind != "mask":
             return f"models {model.support}, which can be masked and take no other noise; say kind.noise=mask"
+        if isinstance(model, Decoder) and not isinstance(model, Reconstructs):
+            if self.corruption.kind != "gaussian" or not self.corruption.level:
+                return "can't reconstruct, and searches for codes through gaussian noise alone; say kind.noise=gaussian"
+            return unable_to_restore(model)
         return super().unfit(model)
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
-        assert isinstance(model, Reconstructs)
         self.corruption.require(model)
         across = 3 if n >= 9 else 1  # threes in a row of the picture
         shown = batch(data, max(1, n // (3 * across)) * across)
         noisy = self.corruption(shown.x)
-        clean = model.reconstruct(noisy, **given(model, shown.y))
+        if isinstance(model, Reconstructs):
+            clean = model.reconstruct(noisy, **given(model, shown.y))
+        else:
+            assert isinstance(model, Decoder)
+            level = self.corruption.level / (2 if model.support == "signed" else 1)  # on the scale of [0, 1]
+            all_seen = Pixels(torch.ones(model.shape, dtype=torch.bool, device=model.device))
+            clean, _ = restored(model, all_seen, noisy, Effort(sigma=level), data().spec.levels, shown.y)
         rows = torch.stack([t.float() for t in (shown.x, noisy, clean)], 1)
         return Drawn(rows.flatten(0, 1), columns=3 * across)
