@@ -267,9 +267,11 @@ def test_without_labels_the_density_is_the_even_mixture_and_samples_need_none():
         assert torch.allclose(model.log_prob(x), each.exp().mean(0).log(), atol=1e-5)
         assert each.std(0).min() > 1e-3
     assert model.sample(5).shape == model.sample(5, y=torch.zeros(5).long()).shape == (5, 2)
-    for call in (lambda: model.codes(x), lambda: model.decode(x), lambda: model.transform(x)):
+    for call in (lambda: model.invert(x), lambda: model.decode(x), lambda: model.transform(x)):
         with pytest.raises(UsageError, match="labels are missing"):
             call()
+    without = model.solver(lambda x, t: model.velocity(x, t), x, 1.0, 0.0).x  # codes know nothing of labels
+    assert torch.allclose(model.codes(x), without, atol=1e-6)
     with pytest.raises(UsageError, match="there is no label 3"):
         model.decode(x, torch.full((4,), 3))
 

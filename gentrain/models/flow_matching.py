@@ -41,8 +41,8 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
 
     `complete` is an approximation, after RePaint (Lugmayr et al. 2022, arXiv:2201.09865): before each of `steps` steps
     the known part is put back as t x + (1 - t) ε with ε drawn anew, and each step is taken `resamples` times, noise
-    leading back to where it began, by which the drawn part comes to agree with the known one. A conditional model
-    completes without a label unless it is given one.
+    leading back to where it began, by which the drawn part comes to agree with the known one. `complete` and `codes`
+    of a conditional model are of v(x, t, ∅) unless they are given labels: codes are not to tell what they were told.
 
     Args:
         shape: of one example. levels: number of values an element can take in the data, None for reals.
@@ -145,6 +145,9 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
     def _labels(self, y: Tensor | None, rows: int) -> Tensor | None:
         return checked(self, y, rows) if self.classes else None
 
+    def _field_or_unlabelled(self, y: Tensor | None, rows: int) -> Field:
+        return self.field(None if y is None else self._labels(y, rows))
+
     def transform(
         self, x: Tensor, y: Tensor | None = None, *, probes: int | None = None, solver: Solve | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -163,7 +166,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         return x.clamp(-1, 1) if self.support == "signed" else x
 
     def codes(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.solver(self.field(self._labels(y, len(x))), self.inward(x), 1.0, 0.0).x
+        return self.solver(self._field_or_unlabelled(y, len(x)), self.inward(x), 1.0, 0.0).x
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
@@ -173,7 +176,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
 
     @torch.no_grad()
     def complete(self, x: Tensor, known: Tensor, y: Tensor | None = None) -> Tensor:
-        field = self.field(None if y is None else self._labels(y, len(x)))
+        field = self._field_or_unlabelled(y, len(x))
         there, end = known.flatten(1), self.inward(x)
         state = torch.randn_like(end)
         times = [i / self.steps for i in range(self.steps + 1)]
