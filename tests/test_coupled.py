@@ -172,7 +172,7 @@ class TestLosses:
             "cycle": (model.decode(again[0] + epsilon) - x).abs().mean()
             + (model.decode_pair(again[1] + epsilon) - pair).abs().mean(),
         }
-        weights = {"kl": 0.2, "error": 3.0, "kl_cycle": 0.7, "cycle": 5.0}
+        weights: dict[str, Any] = {"kl": 0.2, "error": 3.0, "kl_cycle": 0.7, "cycle": 5.0}
         others: dict[str, Any] = {"adversarial": 2.0, "classify": 0.4, "features": 0.6}
         objective = objectives.UNIT(**others, **weights)
         critics, generators = play(model, objective, batch)

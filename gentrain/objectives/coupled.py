@@ -108,7 +108,7 @@ class UNIT(CoupledGame):
 
     Args:
         game: the losses, of critics that give one number. adversarial: λ_game, of the sum over both domains.
-        kl, error, kl_cycle, cycle, classify, features: λ.
+        kl, error, kl_cycle, cycle, classify, features: λ; without weight on cycles there are none.
 
     Raises:
         UsageError: a game that looks at more than what the critic says.
@@ -130,6 +130,7 @@ class UNIT(CoupledGame):
         super().__init__(game, {"class_loss": classify, "features": features})
         self.adversarial = adversarial
         self.autoencoding = {"kl": kl, "error": error, "kl_cycle": kl_cycle, "cycle": cycle}
+        self.cycles = bool(kl_cycle or cycle)
 
     def critic_terms(self, model: unit.UNIT, batch: Batch, made: Made) -> Terms:
         if not model.adapt:
@@ -155,13 +156,14 @@ class UNIT(CoupledGame):
 
         made, loss, metrics = yield from self.rounds(model, batch, progress, make)
         (mean_x, z_x), (mean_pair, z_pair) = found
-        (mean_back, z_back), (mean_there, z_there) = around(model.encode_pair(made.pair)), around(model.encode(made.x))
         terms = {
             "kl": divergence(mean_x) + divergence(mean_pair),
             "error": l1_loss(model.decode(z_x), x) + l1_loss(model.decode_pair(z_pair), pair),
-            "kl_cycle": divergence(mean_back) + divergence(mean_there),
-            "cycle": l1_loss(model.decode(z_back), x) + l1_loss(model.decode_pair(z_there), pair),
         }
+        if self.cycles:
+            back, there = around(model.encode_pair(made.pair)), around(model.encode(made.x))
+            terms["kl_cycle"] = divergence(back[0]) + divergence(there[0])
+            terms["cycle"] = l1_loss(model.decode(back[1]), x) + l1_loss(model.decode_pair(there[1]), pair)
         loss = 2 * self.adversarial * loss + sum(self.autoencoding[name] * term for name, term in terms.items())
         yield Update(loss, "generator", metrics={**metrics, **{name: term.detach() for name, term in terms.items()}})
 
