@@ -82,6 +82,17 @@ def test_the_levels_of_the_pyramid_and_their_residuals_give_the_image_back():
     assert torch.allclose(back, x, atol=1e-5)
 
 
+@pytest.mark.parametrize(("side", "halvings"), [(28, 2), (32, 3), (64, 4), (8, 1)])
+def test_each_level_draws_at_its_own_size(side: int, halvings: int):
+    model = tiny(side=side, halvings=halvings).eval()
+    x = 2 * torch.rand(2, 1, side, side) - 1
+    for k in range(halvings + 1):
+        player, real = model.player(f"level{k}", x)
+        made = player.decode(player.prior.sample(torch.Size([2])))
+        assert real.shape == made.shape == (2, 1, side >> k, side >> k)
+        assert player.discriminate(made).shape == (2,)
+
+
 @pytest.mark.parametrize("judges", ["sum", "residual"])
 @pytest.mark.parametrize("classes", [None, 3])
 def test_what_a_critic_of_details_sees(judges: str, classes: int | None):

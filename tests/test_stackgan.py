@@ -161,6 +161,17 @@ def test_the_second_stage_is_given_what_the_first_draws():
     assert first is model.stage1 and torch.equal(real, down(x))
 
 
+@pytest.mark.parametrize(("side", "halvings", "small"), [(28, 1, 14), (28, 2, 7), (32, 2, 8), (64, 2, 16), (64, 4, 4)])
+def test_stages_have_the_sizes_that_are_asked_for(side: int, halvings: int, small: int):
+    model, y = tiny(side, halvings=halvings).eval(), torch.tensor([1, 3])
+    x = 2 * torch.rand(2, 1, side, side) - 1
+    for step, size in (("stage1", small), ("stage2", side)):
+        player, real = model.player(step, x)
+        made = player.decode(player.prior.sample((2,)), **{"y": y})
+        assert real.shape == made.shape == (2, 1, size, size)
+        assert player.discriminate(made, **{"y": y}).shape == (2,)
+
+
 def test_gradients_of_the_whole_reach_the_first_stage_and_those_of_the_second_stages_game_do_not():
     model, y = tiny().eval(), torch.arange(4)
     for decode, reached in ((model.decode, True), (model.stage2.decode, False)):

