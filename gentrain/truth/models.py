@@ -26,6 +26,7 @@ from gentrain.models.base import (
     given,
 )
 from gentrain.models.continuous import ContinuousFlow
+from gentrain.models.diffusion import Diffuses
 from gentrain.models.energies import Bounded, EnergyBased, Enumerable, Harmonium, PseudoLikelihood, Unnormalised
 from gentrain.truth.base import Case, Unchecked, Verdict, claims, differences
 from gentrain.truth.spaces import (
@@ -105,6 +106,9 @@ def outputs(model: Generative, x: Tensor, z: Tensor | None = None, y: Tensor | N
         found["translate"] = model.translate(x)
     if isinstance(model, TranslatesBack) and not model.noisy:
         found["translate_back"] = model.translate_back(x)
+    if isinstance(model, Diffuses):
+        half = torch.full((len(x),), (model.steps + 1) // 2, device=x.device)
+        found["term"] = model.term(x, half, torch.zeros_like(x), to.get("y"))
     if isinstance(model, Filters):
         found["filters"] = model.filters()
     return found
