@@ -68,7 +68,9 @@ def completions_follow(case: Case) -> Verdict | None:
 
 
 def _with_so_much(case: Case, model: Completes, log_p: Tensor, known: Tensor) -> Verdict:
-    space, n = case.space, 3 * case.n  # in small machines what is known changes little of what is missing
+    space = case.space
+    # in small machines of coupled bits what is known changes little of what is missing
+    n = case.n * (3 if space.levels is not None and model.completion(known[None]) == "chain" else 1)
     x, conditional = given_part(space, log_p, known)
     if isinstance(model, OrderAgnostic):  # each set of known elements has a p of its own
         assert isinstance(model, Conditions)
