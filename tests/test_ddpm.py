@@ -283,6 +283,8 @@ def test_bits_per_dimension_are_those_of_the_levels():
     assert nats.settings["terms"] == "4 of 4"
     spread = build("model=ddpm", "data=digits", "data.dequantize=true", "model.channels=4")
     assert "dequantized" in (DiffusionBound().unfit(Subject(spread.model, spread.pipeline)) or "")
+    with pytest.raises(UsageError, match="these are dequantized"):
+        Diffusion().validate(spread.model, Batch(Subject(spread.model, spread.pipeline).examples()[:2]))
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

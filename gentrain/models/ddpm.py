@@ -55,11 +55,11 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         classes: number of labels in the data. The attribute of that name is None of a model that isn't conditional.
 
     Raises:
-        UsageError: the network doesn't fit the shape, or options don't go together.
+        UsageError: the network doesn't fit the shape, or options don't go together; by `bound`, x are no levels.
 
     >>> model = DDPM((1, 8, 8), levels=17, steps=10, sample_steps=5, channels=8)
     >>> x = model.sample(2)
-    >>> model.support, x.shape, model.bound(x).shape
+    >>> model.support, x.shape, model.bound(x.sign()).shape
     ('signed', torch.Size([2, 1, 8, 8]), torch.Size([2]))
     """
 
@@ -190,6 +190,15 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         if t == 1:
             return self._decoder(found)
         return independent_normal(self.chain.towards(x, found, t, t - 1, eta=1.0), self.chain.deviation[t])
+
+    def bound(self, x: Tensor, y: Tensor | None = None, draws: int | None = None) -> Tensor:
+        if self.levels is not None:
+            level = (x + 1) / 2 * (self.levels - 1)
+            if not bool(((level - level.round()).abs() < 1e-3).all()):
+                raise UsageError(
+                    "DDPM bounds the probability of levels, and these are dequantized: leave data.dequantize out"
+                )
+        return super().bound(x, y, draws)
 
     def prior_term(self, x: Tensor) -> Tensor:
         return self.chain.prior_term(self._inward(x))
