@@ -19,6 +19,8 @@ from gentrain.models.unit import UNIT
 from gentrain.objectives import coupled as objectives
 from gentrain.objectives.feature_matching import FeatureMatching
 from gentrain.objectives.least_squares import LeastSquares
+from gentrain.optim import SGD
+from gentrain.truth.base import Case, prove
 from gentrain.update import Objective, Update, following
 
 PATTERNS = torch.tensor([[1.0, -1, -1, 1], [-1, 1, -1, -1], [1, 1, 1, -1]])
@@ -222,6 +224,43 @@ class TestToy:
         assert (model.translate(pair) - x).abs().max() < 0.6 and (model.translate_back(x) - pair).abs().max() < 0.6
         assert model.log_class(x).argmax(1).tolist() == [0, 1, 2]
         assert model.log_class_pair(pair).argmax(1).tolist() == [0, 1, 2]
+
+
+class Unsure(UNIT):
+    """Gives log-odds for the other domain's labels."""
+
+    def log_class_pair(self, pair: Tensor) -> Tensor:
+        return super().log_class_pair(pair) + 1
+
+
+class Fewer(UNIT):
+    """Has one label fewer there."""
+
+    def log_class_pair(self, pair: Tensor) -> Tensor:
+        return super().log_class_pair(pair)[:, 1:].log_softmax(1)
+
+
+class Misshapen(CoGAN):
+    """Its other domain is flat."""
+
+    def decode_pair(self, z: Tensor) -> Tensor:
+        return super().decode_pair(z).flatten(1)
+
+
+LABELS, SHAPED = "p(y|pair) sums to one", "what it computes is finite and shaped"
+
+
+@pytest.mark.parametrize(
+    ("kind", "claims"),
+    [(UNIT, set()), (Unsure, {LABELS}), (Fewer, {LABELS}), (CoGAN, set()), (Misshapen, {SHAPED})],
+)
+def test_faults_are_found_by_the_claim_that_they_break(kind: Any, claims: set[str]) -> None:
+    options = {"levels": 256, "latent_dim": 4, "hidden": [8]}
+    options |= {"classes": 3, "adapt": True} if issubclass(kind, UNIT) else {}
+    model, objective = kind((1, 2, 2), **options).eval(), objectives.CoGAN()
+    sgd = SGD(0.1, 0.0, "constant", 0.0, 0.0, None, 0.0, False)
+    case = Case(model, objective, sgd, [toy(16, torch.neg)], lambda: kind((1, 2, 2), **options), 256)
+    assert {check.name for check in prove(case, {LABELS, SHAPED}) if check.held is False} == claims
 
 
 class TestRefusals:
