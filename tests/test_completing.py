@@ -43,7 +43,7 @@ from gentrain.models.rbm import RBM
 from gentrain.models.sbn import SBN
 from gentrain.models.vae import VAE
 from gentrain.truth.spaces import chi_square, critical, quadrature
-from gentrain.uses.completion import note_of
+from gentrain.uses.completion import Denoise, note_of
 from gentrain.uses.editing import Edit, read_paint, supported
 from gentrain.uses.restoration import SuperResolve
 
@@ -487,3 +487,20 @@ def test_several_runs_complete_the_same_examples_in_one_picture(runs: list[Path]
         assert main(["sample", named, *words]) == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and said in told, told
+
+
+def test_noise_is_taken_off_by_the_codes_that_may_be_under_it():
+    """z given x + level ε is N(m, C), C = (I + AᵀA/level²)⁻¹, m = C Aᵀ(x - b)/level²: whitened, draws are N(0, I)."""
+    torch.manual_seed(0)
+    model, level = Affine((1, 8, 8), 4), 2.0
+    with seeded(0):
+        drawn = Denoise("gaussian", level)(model, 720, lambda: subject_of(model))
+    _, noisy, clean = drawn.x.view(-1, 3, 64).unbind(1)
+    precision = torch.eye(4) + model.A.t() @ model.A / level**2
+    mean = torch.linalg.solve(precision, model.A.t() @ (noisy - model.b).t() / level**2).t()
+    z = torch.linalg.lstsq(model.A, (clean - model.b).t()).solution.t()
+    white = (z - mean) @ torch.linalg.cholesky(precision)
+    assert float(white.mean()) == pytest.approx(0, abs=5 / white.numel() ** 0.5)
+    assert float(white.var()) == pytest.approx(1, abs=5 * (2 / white.numel()) ** 0.5)
+    gan = Denoise("mask")
+    assert "kind.noise=gaussian" in str(gan.unfit(model))
