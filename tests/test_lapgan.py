@@ -20,7 +20,7 @@ from gentrain.objectives.adversarial import Game, NonSaturating
 from gentrain.objectives.cascade import Laplacian
 from gentrain.objectives.hinge import Hinge
 from gentrain.objectives.unrolled import Unrolled
-from gentrain.objectives.wasserstein import Wasserstein
+from gentrain.objectives.wasserstein import Wasserstein, WassersteinGP
 from gentrain.optim import Adam
 from gentrain.truth.base import prove
 from gentrain.truth.objectives import case_of, parts_of, played
@@ -164,7 +164,9 @@ def test_the_losses_of_a_level_are_those_of_its_game():
         assert generator.loss.item() == pytest.approx(softplus(-on_fake).mean().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("game", [Hinge, lambda: Wasserstein(clip=0.01), lambda: Unrolled(NonSaturating(), k=2)])
+@pytest.mark.parametrize(
+    "game", [Hinge, lambda: Wasserstein(clip=0.01), WassersteinGP, lambda: Unrolled(NonSaturating(), k=2)]
+)
 def test_any_game_of_two_losses_is_played_at_each_level(game: Callable[[], Game]):
     model, objective = tiny(), Laplacian(1, game())
     parts = parts_of(objective, model, ADAM)
