@@ -168,7 +168,9 @@ def space_of(model: Generative, levels: int | None, like: Tensor) -> Space | str
             return f"{count}^{size} states are too many to list"
         return _on(discrete(tuple(model.shape), count, like.dtype), like)
     if model.support == "real" or size > 2:
-        cells = 6 if isinstance(model, ContinuousFlow) else None  # smooth, and many evaluations for each point
+        cells = None
+        if isinstance(model, ContinuousFlow):  # smooth, and many evaluations for each point, and label
+            cells = 3 if isinstance(model, Conditional) and model.classes else 6
         return around(torch.cat([model.sample(4000).to(like), like]), cells)
     low = torch.full((size,), 0.0 if model.support == "unit" else -1.0, device=like.device)
     return grid(low, torch.ones_like(low), tuple(model.shape), *_fineness(size))
