@@ -128,6 +128,13 @@ class TestTies:
         assert torch.equal(model.decode(z), model.decode_pair(z))
         assert torch.equal(model.discriminator.of_x(x), model.discriminator.of_pair(x))
 
+    @pytest.mark.parametrize("alike", [True, False])
+    def test_domains_may_start_alike(self, alike: bool) -> None:
+        model, x, z = tiny_unit(alike=alike), toy(5, torch.neg).x, torch.randn(5, 4)
+        assert torch.equal(model.encode(x), model.encode_pair(x)) is alike
+        assert torch.equal(model.decode(z), model.decode_pair(z)) is alike
+        assert torch.equal(model.discriminator.of_x(x), model.discriminator.of_pair(x)) is alike
+
     def test_each_half_of_a_batch_has_its_own_critic(self) -> None:
         model, batch = tiny_cogan(), toy(5, torch.neg)
         assert batch.pair is not None

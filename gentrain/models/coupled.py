@@ -30,6 +30,7 @@ class Layout:
         hidden: units of the fully connected layers, after the convolutions of `conv`.
         channels: feature maps of conv's first layer, doubled at each halving; None is 32.
         norm: of all hidden layers but those at the image: `none`, `batch` or `layer`, see `Norm`.
+        alike: whether the layers of either domain's own start from the same weights.
 
     Raises:
         UsageError: an mlp without hidden layers or with channels, or `conv` asked of what is no fitting image.
@@ -41,6 +42,7 @@ class Layout:
     hidden: Sequence[int]
     channels: int | None
     norm: str
+    alike: bool = False
 
     def __post_init__(self) -> None:
         if self.network == "conv":
@@ -90,6 +92,8 @@ class Inwards(nn.Module):
         if inner:
             inner += after(layout.units, hidden[-1])
         self.x, self.pair, self.shared = self.first(layout), self.first(layout), nn.Sequential(*inner)
+        if layout.alike:
+            self.pair.load_state_dict(self.x.state_dict())
         self.features = hidden[-1]
 
     @staticmethod
@@ -123,6 +127,8 @@ class Outwards(nn.Module):
         else:
             inner = [*mlp([latent, *hidden], leaky, norm=layout.units), *after(layout.units, hidden[-1])]
         self.shared, self.x, self.pair = nn.Sequential(*inner), self.last(layout), self.last(layout)
+        if layout.alike:
+            self.pair.load_state_dict(self.x.state_dict())
 
     @staticmethod
     def last(layout: Layout) -> nn.Sequential:

@@ -52,6 +52,7 @@ class UNIT(Coupled, KeepsInputs, TranslatesBack, Adapts):
         classes: K, the labels of x, for `adapt`.
         network: `mlp`, or `conv` for images with sides of 8 to 64. hidden, channels, norm: see `Layout`.
         latent_dim: d, numbers of a code.
+        alike: whether both domains' own layers start from the same weights: for sets that look alike.
         adapt: whether the critics tell labels.
         inputs: examples of `pair` that are kept; samples are translations of these.
 
@@ -77,13 +78,14 @@ class UNIT(Coupled, KeepsInputs, TranslatesBack, Adapts):
         hidden: Sequence[PositiveInt] = (512, 256),
         channels: PositiveInt | None = None,
         norm: Literal["none", "batch", "layer"] = "layer",
+        alike: bool = False,
         adapt: bool = False,
         inputs: PositiveInt = 64,
     ):
         super().__init__(shape, inputs)
         if adapt and classes is None:
             raise UsageError("model.adapt=true: the labels of x are to be told, and these data have none; set it false")
-        layout = Layout(self.shape, levels is not None, network, tuple(hidden), channels, norm)
+        layout = Layout(self.shape, levels is not None, network, tuple(hidden), channels, norm, alike)
         self.support = "signed" if layout.bounded else "real"
         self.latent_dim, self.adapt = latent_dim, adapt
         self.generator = Coders(layout, latent_dim)
