@@ -87,8 +87,9 @@ def replicate(draw: Callable[[int], Tensor], k: int) -> Tensor:
 
 
 def of_all_processes(x: Tensor) -> Tensor:
-    """The whole batch, in its order, where several processes share it: no gradient is averaged here."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """The whole batch, in its order, where several processes share it: no gradient is averaged here. Within `whole` a
+    process has all of it already, and asks nobody."""
+    if _world == 1 or not (dist.is_available() and dist.is_initialized()):
         return x
     shares = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(shares, x.contiguous())

@@ -157,9 +157,17 @@ class Comparing(Factorial):
     ("kind", "claims"),
     [
         (Greedy, {"probabilities sum to one"}),
-        (Hotter, {"samples follow p(x)"}),
+        (Hotter, {"samples follow p(x)", "completions follow p(missing | known)"}),
         (Stubborn, {"samples follow the seed"}),
-        (Grey, {"samples lie in the support", "samples follow p(x)", "samples follow the seed"}),
+        (
+            Grey,
+            {
+                "samples lie in the support",
+                "samples follow p(x)",
+                "samples follow the seed",
+                "completions follow p(missing | known)",
+            },
+        ),
         (Counted, {"looking changes nothing", "an example is judged by itself"}),
         (Comparing, {"an example is judged by itself", "probabilities sum to one"}),
     ],

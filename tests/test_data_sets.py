@@ -6,6 +6,7 @@ import ast
 import inspect
 import math
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,14 @@ import torch
 from omegaconf import OmegaConf
 
 import gentrain.types
-from gentrain.data import embedded, files, stacked, synthetic, text, vision
+from gentrain.data import captions, embedded, files, pairs, stacked, synthetic, text, vision
 from gentrain.data.embedded import PYDOC_VOCABULARY, digits, pydoc
-from gentrain.data.source import Split, make_source
+from gentrain.data.source import Source, Split, make_source
 from gentrain.data.synthetic import bars, bars_distribution, grid, grid_centres, moons, ring, ring_centres
 from gentrain.errors import DataError, UsageError
 
 CONF = Path(__file__).parent.parent / "conf" / "data"
-MODULES = {module.__name__: module for module in (embedded, files, stacked, synthetic, text, vision)}
+MODULES = {module.__name__: module for module in (captions, embedded, files, pairs, stacked, synthetic, text, vision)}
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
@@ -32,9 +33,15 @@ def test_every_yaml_lists_every_argument_with_its_default(path):
     assert name == path.stem
     parameters = dict(inspect.signature(getattr(MODULES[module], name)).parameters)
     assert parameters.pop("validation").default is None
+    sets = [key for entry in config.pop("defaults", ["_self_"]) if entry != "_self_" for key in entry]
+    for key in sets:  # other data sets within this one
+        assert key.startswith("/data@") and any(f"- {key}: " in line and "  # " in line for line in lines)
+        parameters.pop(key.removeprefix("/data@"))
+        config.pop(key.removeprefix("/data@"), None)
     assert list(config) == list(parameters)
     for key, parameter in parameters.items():
         default = "???" if parameter.default is inspect.Parameter.empty else parameter.default
+        default = list(default) if isinstance(default, tuple) else default
         assert OmegaConf.to_container(config)[key] == default
         assert any(line.startswith(f"{key}:") and "  # " in line for line in lines), f"{key} has no comment"
 
@@ -44,7 +51,11 @@ def test_annotations_can_be_read_without_importing_the_module(path):
     module, _, name = OmegaConf.load(path)["_target_"].rpartition(".")
     tree = ast.parse(Path(MODULES[module].__file__).read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
-    known = {key: getattr(gentrain.types, key) for key in gentrain.types.__all__} | {"Literal": typing.Literal}
+    known = {key: getattr(gentrain.types, key) for key in gentrain.types.__all__} | {
+        "Literal": typing.Literal,
+        "Sequence": Sequence,
+        "Source": Source,
+    }
     for argument in function.args.args:
         assert argument.annotation is not None
         eval(ast.unparse(argument.annotation), known)

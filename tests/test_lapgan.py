@@ -221,10 +221,18 @@ class Entangled(LAPGAN):
         return super().judge(step, x, below, label)
 
 
+class Contrary(LAPGAN):
+    """Its critics of details turn gradients around on their way to what they judge."""
+
+    def judge(self, step: str, x: Tensor, below: Tensor | None, label: Tensor | None) -> Tensor:
+        return super().judge(step, x if below is None else 2 * x.detach() - x, below, label)
+
+
 @pytest.mark.parametrize(
     ("kind", "claim"),
     [(Forgetful, "the pyramid's residuals give the image back"),
-     (Entangled, "a step that learns leaves the others as they are")],
+     (Entangled, "a step that learns leaves the others as they are"),
+     (Contrary, "each step's critic learns to tell, its generator to please it")],
 )  # fmt: skip
 def test_planted_faults_are_found(kind: type[LAPGAN], claim: str):
     batches = [Batch(2 * torch.rand(16, 1, 8, 8) - 1) for _ in range(2)]

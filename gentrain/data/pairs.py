@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -201,19 +200,16 @@ def unpaired(
 
     Args:
         of: the set that batches call x. to: the one they call `pair`; None takes other examples of `of`, changed.
-        change, amount: what is done to the other domain, see `Degradation`; None leaves it as it is.
+        change, amount: what is done to the other domain, see `Degradation`; None is nothing, or `invert` without `to`.
         size: images of both become size x size; None leaves them.
         validation: examples of either domain held out of training; None leaves the sets' own splits.
 
     Raises:
-        UsageError: both domains would be the same, or their examples differ in shape.
+        UsageError: the examples of both domains differ in shape, or can't be changed so.
         DataError: one domain has no examples.
     """
     if to is None and change is None:
-        raise UsageError(
-            "data=unpaired: both domains are the same; name the other by data@data.to=SET, or say how it differs by"
-            f" data.change={'|'.join(get_args(Change))}"
-        )
+        change = "invert"
     degradation = None if change is None else Degradation(change, amount)
     if degradation is None and amount is not None:
         raise UsageError(f"data.amount={amount:g}: is of data.change, which is null; leave it null too")

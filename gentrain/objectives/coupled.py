@@ -79,6 +79,9 @@ class CoGAN(CoupledGame):
 
     needs = cogan.CoGAN
 
+    def __init__(self, game: Game | None = None):
+        super().__init__(game)
+
     def forward(self, model: cogan.CoGAN, batch: Batch, progress: float) -> Iterator[Update]:
         def make() -> Made:
             return Made(*model.decode_both(noise.sample(model.prior, len(batch.x))))
