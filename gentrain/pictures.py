@@ -13,17 +13,8 @@ import torch
 from torch import Tensor
 
 from gentrain.device import own_randomness
-from gentrain.models.base import (
-    Codes,
-    Filters,
-    Generative,
-    LatentVariable,
-    Reconstructs,
-    TranslatesBack,
-    Translator,
-    each_label,
-    given,
-)
+from gentrain.models.base import Codes, Filters, Generative, LatentVariable, Reconstructs, each_label, given
+from gentrain.models.domains import TranslatesBack, Translator
 from gentrain.models.gdae import DenoisingChain
 
 

@@ -20,7 +20,8 @@ from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, 
 from gentrain.evaluation.features import classifier
 from gentrain.evaluation.standard import standard
 from gentrain.evaluation.translation import Translation
-from gentrain.models.base import Adapts, Couples, Generative, TranslatesBack, Translator
+from gentrain.models.base import Generative
+from gentrain.models.domains import Adapts, Couples, TranslatesBack, Translator
 from gentrain.types import Support
 
 Function = Callable[[Tensor], Tensor]

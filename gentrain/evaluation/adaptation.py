@@ -13,7 +13,7 @@ from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, mean_and_error
 from gentrain.evaluation.features import CHUNK, Classifier, classifier, finite, labelled, unit
 from gentrain.evaluation.translation import of_domain
-from gentrain.models.base import Adapts, Couples
+from gentrain.models.domains import Adapts, Couples
 from gentrain.types import PositiveInt
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from gentrain.batch import Batch, DataSpec
 from gentrain.data.pipeline import Pipeline
 from gentrain.errors import UsageError
-from gentrain.models.base import Generative, Translator
+from gentrain.models.base import Generative
+from gentrain.models.domains import Translator
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], int, str], Iterable[T]]

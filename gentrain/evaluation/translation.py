@@ -16,7 +16,7 @@ from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
 from gentrain.evaluation.features import classifier, finite, labelled, space, unit
 from gentrain.evaluation.samples import frechet_estimate
-from gentrain.models.base import TranslatesBack, Translator
+from gentrain.models.domains import TranslatesBack, Translator
 from gentrain.types import PositiveInt
 
 ROWS = 500  # examples that are translated together

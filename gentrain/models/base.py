@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.types import Pairs, Support
+from gentrain.types import Support
 
 
 class Generative(nn.Module, ABC):
@@ -398,51 +398,3 @@ class TakesReference(ABC):
 
         Called once before step 0, if it is more than none; afterwards they stand in the model's buffers.
         """
-
-
-class LearnsFromPairs(Generative):
-    """Learns from `Batch.x` and `Batch.pair`: its objective finds both in every batch.
-
-    Class attributes:
-        pairs: the kinds of pairs that it can learn from.
-    """
-
-    pairs: ClassVar[tuple[Pairs, ...]] = ("paired", "unpaired")
-
-
-class Translator(LearnsFromPairs):
-    """Makes of an example of one domain, `Batch.pair`, one of the other, `Batch.x`.
-
-    It is a distribution over x all the same: `sample` translates examples of the one domain that the model keeps.
-    """
-
-    noisy: bool = False
-    """Whether a translation is a draw, and that of the same example another one the next time."""
-
-    @abstractmethod
-    def translate(self, pair: Tensor) -> Tensor:
-        """x for each of `pair`, both (B, *shape) and in `support`."""
-
-
-class TranslatesBack(Translator):
-    """Goes both ways."""
-
-    @abstractmethod
-    def translate_back(self, x: Tensor) -> Tensor:
-        """The example of the domain of `pair` for each of x, both (B, *shape) and in `support`."""
-
-
-class Couples(Decoder, LearnsFromPairs):
-    """A decoder of both domains: one code gives two examples that belong together."""
-
-    @abstractmethod
-    def decode_pair(self, z: Tensor) -> Tensor:
-        """The example of the domain of `pair` that goes with `decode(z)`, (B, *shape) in `support`."""
-
-
-class Adapts(Classifies, LearnsFromPairs):
-    """Learns labels of x alone, and tells those of `pair` all the same: domain adaptation."""
-
-    @abstractmethod
-    def log_class_pair(self, pair: Tensor) -> Tensor:
-        """log p(y | pair) in nats for every label, (B, K)."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gentrain.models.base import Couples
 from gentrain.models.coupled import Coupled, CoupledCritic, Layout, Outwards
+from gentrain.models.domains import Couples
 from gentrain.models.layers import StandardNormal
 from gentrain.types import PositiveInt, Shape
 

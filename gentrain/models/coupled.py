@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gentrain.errors import UsageError
-from gentrain.models.base import LearnsFromPairs
+from gentrain.models.domains import LearnsFromPairs
 from gentrain.models.layers import double, mlp
 from gentrain.models.normalisation import Norm
 from gentrain.models.pyramid import descent

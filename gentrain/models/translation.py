@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import TakesReference, TranslatesBack, Translator
+from gentrain.models.base import TakesReference
+from gentrain.models.domains import TranslatesBack, Translator
 from gentrain.types import PositiveInt, Shape
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Adapts, TranslatesBack
 from gentrain.models.coupled import Coupled, CoupledCritic, Inwards, Layout, Outwards
+from gentrain.models.domains import Adapts, TranslatesBack
 from gentrain.models.translation import KeepsInputs
 from gentrain.types import PositiveInt, Shape
 

@@ -14,15 +14,8 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source
 from gentrain.device import Device
 from gentrain.errors import UsageError, out_of_memory
-from gentrain.models.base import (
-    Conditional,
-    Density,
-    Generative,
-    LearnsFromPairs,
-    Standardises,
-    StartsFromMean,
-    TakesReference,
-)
+from gentrain.models.base import Conditional, Density, Generative, Standardises, StartsFromMean, TakesReference
+from gentrain.models.domains import LearnsFromPairs
 from gentrain.models.energies import Unnormalised
 from gentrain.optim import Optim
 from gentrain.settings import split_data

@@ -16,7 +16,8 @@ from gentrain.evaluation import health, ledger
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, seeded
 from gentrain.evaluation.heldout import SEED, Estimate, held_out
 from gentrain.evaluation.standard import standard
-from gentrain.models.base import Codes, Filters, Generative, Reconstructs, TranslatesBack, Translator
+from gentrain.models.base import Codes, Filters, Generative, Reconstructs
+from gentrain.models.domains import TranslatesBack, Translator
 from gentrain.models.energies import Unnormalised
 from gentrain.models.sequence import Writes
 from gentrain.report import Report

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gentrain.models.base import Adapts, Categorises, Classifies, Conditional, Generative
+from gentrain.models.base import Categorises, Classifies, Conditional, Generative
+from gentrain.models.domains import Adapts
 from gentrain.models.energies import EnergyBased
 from gentrain.truth.base import Case, Verdict, claims
 from gentrain.truth.models import ROUNDING, ROWS

@@ -13,20 +13,18 @@ from gentrain.models.base import (
     AutoencodingCritic,
     Bidirectional,
     Codes,
-    Couples,
     Decoder,
     Density,
     Filters,
     Generative,
     LatentVariable,
     Reconstructs,
-    TranslatesBack,
-    Translator,
     evenly,
     given,
 )
 from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.diffusion import Diffuses
+from gentrain.models.domains import Couples, TranslatesBack, Translator
 from gentrain.models.energies import Bounded, EnergyBased, Enumerable, Harmonium, PseudoLikelihood, Unnormalised
 from gentrain.truth.base import Case, Unchecked, Verdict, claims, differences
 from gentrain.truth.spaces import (

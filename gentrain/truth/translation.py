@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gentrain.models.base import TranslatesBack, Translator
+from gentrain.models.domains import TranslatesBack, Translator
 from gentrain.truth.base import Case, Unchecked, Verdict, claims
 from gentrain.truth.models import misfits
 

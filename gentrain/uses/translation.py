@@ -5,7 +5,8 @@ from __future__ import annotations
 from gentrain import pictures
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Subject
-from gentrain.models.base import Generative, TranslatesBack, Translator
+from gentrain.models.base import Generative
+from gentrain.models.domains import TranslatesBack, Translator
 from gentrain.uses.base import Data, Drawn, Use
 
 
