@@ -1,8 +1,9 @@
 """What a `_target_` takes, read from its source: names, annotations, defaults. Nothing is imported.
 
 Importing a model means importing torch, which takes longer than everything else a mistyped command does. So the
-constructor's signature is parsed, and its annotations are evaluated against the names of `gentrain.types`, builtins
-and `typing` alone. Annotations that use other names are left unchecked here; the class checks them itself.
+constructor's signature is parsed, and its annotations are evaluated against the names of `gentrain.types`, builtins,
+`typing`, and what a module of the package calls such types itself (`Loss = Literal["auto", "cross_entropy"]`), there or
+where it is imported from. Annotations that use other names are left unchecked here; the class checks them itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ast
 import importlib.util
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -44,92 +45,124 @@ def parameters(target: str) -> Mapping[str, Parameter]:
         Unreadable: it exists but its signature can't be read without running it.
     """
     module, _, name = target.rpartition(".")
-    tree, source = _parse(module, target)
-    return _of_name(tree, name, target, source)
-
-
-def _parse(module: str, target: str) -> tuple[ast.Module, str]:
     try:
-        spec = importlib.util.find_spec(module) if module else None
+        return _module(module).parameters(name)
+    except UsageError as error:
+        raise UsageError(f"_target_: {target}: {error}") from error.__cause__
+
+
+@cache
+def _module(name: str) -> _Module:
+    try:
+        spec = importlib.util.find_spec(name) if name else None
     except ImportError as error:
-        raise UsageError(f"_target_: {target}: can't import {module!r}: {error}") from error
+        raise UsageError(f"can't import {name!r}: {error}") from error
     if spec is None:
-        raise UsageError(f"_target_: {target}: there is no module {module!r}")
+        raise UsageError(f"there is no module {name!r}")
     if spec.origin is None or not spec.origin.endswith(".py"):
-        raise Unreadable(target)
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")), spec.origin
+        raise Unreadable(name)
+    return _Module(name, spec.origin)
 
 
-def _of_name(tree: ast.Module, name: str, target: str, source: str) -> Mapping[str, Parameter]:
-    found: dict[str, ast.AST] = {
-        node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
-    }
-    node = found.get(name)
-    if isinstance(node, ast.FunctionDef):
-        return _of_function(node, skip=0)
-    imported = {
-        alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and not node.level
-        for alias in node.names
-    }
-    if isinstance(node, ast.ClassDef):
-        package = target.partition(".")[0]  # other packages' modules can't be found without running them
-        near = {name: origin for name, origin in imported.items() if origin.partition(".")[0] == package}
-        return _of_class(node, found, near)
-    if name in imported:
-        raise Unreadable(target)
-    raise UsageError(f"_target_: {target}: {source} defines no {name!r}.{nearest(name, found)}")
+class _Module(Mapping[str, Any]):
+    """The source of a module; as a mapping, the types it has names for."""
 
-
-def _of_class(node: ast.ClassDef, found: Mapping[str, ast.AST], imported: Mapping[str, str]) -> Mapping[str, Parameter]:
-    """Its constructor's, or that of its bases in the same file and, by `imported`, in others of the package."""
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _of_function(item, skip=1)
-    names = [base.id for base in node.bases if isinstance(base, ast.Name)]
-    bases = [found.get(name, imported.get(name)) for name in names]
-    inherited: dict[str, Parameter] = {}
-    for base in bases:
-        if isinstance(base, ast.ClassDef):
-            inherited |= _of_class(base, found, imported)
-        elif isinstance(base, str) and not inherited:
-            with suppress(Unreadable, UsageError):  # of what is no class there, or comes from elsewhere
-                inherited |= parameters(base)
-    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        own = {
-            item.target.id: Parameter(_evaluate(item.annotation), item.value is None)
-            for item in node.body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    def __init__(self, name: str, source: str):
+        self.source = source
+        tree = ast.parse(Path(source).read_text(encoding="utf-8"))
+        self.defined = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        self.assigned = {
+            target.id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
         }
-        return inherited | own
-    if any(not isinstance(base, ast.AST) for base in bases) and not inherited:
-        raise Unreadable(node.name)  # the constructor comes from a class in another package
-    return inherited
+        self.imported = {
+            alias.asname or alias.name: (node.module, alias.name)
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
+            for alias in node.names
+        }
+        package = name.partition(".")[0]  # other packages' modules can't be found without running them
+        self.near = {name: at for name, at in self.imported.items() if at[0].partition(".")[0] == package}
 
+    def parameters(self, name: str) -> Mapping[str, Parameter]:
+        node = self.defined.get(name)
+        if isinstance(node, ast.FunctionDef):
+            return self._of_function(node, skip=0)
+        if isinstance(node, ast.ClassDef):
+            return self._of_class(node)
+        if name in self.imported:
+            raise Unreadable(name)
+        raise UsageError(f"{self.source} defines no {name!r}.{nearest(name, self.defined)}")
 
-def _of_function(node: ast.FunctionDef, skip: int) -> Mapping[str, Parameter]:
-    args = node.args
-    if args.kwarg or args.vararg:
-        raise Unreadable(node.name)
-    positional = [*args.posonlyargs, *args.args]
-    optional = len(args.defaults)
-    result = {}
-    for i, arg in enumerate(positional):
-        if i >= skip:
-            result[arg.arg] = Parameter(_evaluate(arg.annotation), i < len(positional) - optional)
-    for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        result[arg.arg] = Parameter(_evaluate(arg.annotation), default is None)
-    return result
+    def _of_class(self, node: ast.ClassDef) -> Mapping[str, Parameter]:
+        """Its constructor's, or that of its bases in the same file and in others of the package."""
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return self._of_function(item, skip=1)
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        inherited: dict[str, Parameter] = {}
+        for base in bases:
+            if isinstance(of := self.defined.get(base), ast.ClassDef):
+                inherited |= self._of_class(of)
+            elif base in self.near and not inherited:
+                module, name = self.near[base]
+                with suppress(Unreadable, UsageError):  # of what is no class there, or comes from elsewhere
+                    inherited |= _module(module).parameters(name)
+        if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            own = {
+                item.target.id: Parameter(self._evaluate(item.annotation), item.value is None)
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+            return inherited | own
+        if any(base not in self.defined for base in bases) and not inherited:
+            raise Unreadable(node.name)  # the constructor comes from a class in another package
+        return inherited
 
+    def _of_function(self, node: ast.FunctionDef, skip: int) -> Mapping[str, Parameter]:
+        args = node.args
+        if args.kwarg or args.vararg:
+            raise Unreadable(node.name)
+        positional = [*args.posonlyargs, *args.args]
+        optional = len(args.defaults)
+        result = {}
+        for i, arg in enumerate(positional):
+            if i >= skip:
+                result[arg.arg] = Parameter(self._evaluate(arg.annotation), i < len(positional) - optional)
+        for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+            result[arg.arg] = Parameter(self._evaluate(arg.annotation), default is None)
+        return result
 
-def _evaluate(annotation: ast.expr | None) -> Any:
-    if annotation is None:
-        return Any
-    try:
-        return eval(ast.unparse(annotation), dict(_NAMES))  # names of types only: no name of the module is visible
-    except (NameError, TypeError, AttributeError, SyntaxError):
-        return Any
+    def _evaluate(self, annotation: ast.expr | None) -> Any:
+        if annotation is None:
+            return Any
+        try:
+            return self._type(annotation)
+        except (NameError, TypeError, AttributeError, SyntaxError):
+            return Any
+
+    def _type(self, expression: ast.expr) -> Any:
+        return eval(ast.unparse(expression), dict(_NAMES), self)  # sees names of types only
+
+    def __getitem__(self, name: str) -> Any:
+        """The type that the module calls `name`; KeyError where that is none, or none of the package."""
+        value = self.assigned.get(name)
+        if isinstance(value, ast.Subscript) or (isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr)):
+            return self._type(value)
+        if name not in _NAMES and name in self.near:
+            module, original = self.near[name]
+            with suppress(Unreadable, UsageError):
+                return _module(module)[original]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.assigned)
+
+    def __len__(self) -> int:
+        return len(self.assigned)
 
 
 def check_value(annotation: Any, value: Any, path: str) -> None:

@@ -12,9 +12,10 @@ from torch.distributions import Distribution, Independent
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Completes, Conditional, evenly
-from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, independent_normal, over
+from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, Schedule, Variance, independent_normal, over
 from gentrain.models.labels import checked
 from gentrain.models.standard import Standardised
+from gentrain.models.timed import Kind
 from gentrain.models.timed import network as _network
 from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveInt, Shape
 
@@ -68,15 +69,15 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         shape: Shape,
         levels: PositiveInt | None = None,
         steps: PositiveInt = 1000,
-        schedule: Literal["linear", "cosine"] = "cosine",
+        schedule: Schedule = "cosine",
         predict: Literal["epsilon", "v", "x0"] = "v",
-        variance: Literal["posterior", "beta"] | None = None,
+        variance: Variance | None = None,
         sampler: Literal["ancestral", "ddim"] = "ddim",
         sample_steps: PositiveInt | None = 50,
         eta: Fraction = 0.0,
         guidance: NonNegativeFloat = 1.0,
         resamples: PositiveInt = 5,
-        network: Literal["auto", "mlp", "unet"] = "auto",
+        network: Kind = "auto",
         hidden: Sequence[PositiveInt] = (128, 128, 128),
         channels: PositiveInt | None = None,
         multipliers: Sequence[PositiveInt] | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ from gentrain.models.base import Completes, Conditional
 from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.labels import checked
 from gentrain.models.layers import StandardNormal
-from gentrain.models.ode import Field, Solve, Solver, with_divergence
+from gentrain.models.ode import Field, Method, Solve, Solver, with_divergence
 from gentrain.models.standard import Standardised
+from gentrain.models.timed import Kind
 from gentrain.types import NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, Shape
 
 FASTEST = 30.0
@@ -74,7 +74,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         self,
         shape: Shape,
         levels: PositiveInt | None = None,
-        network: Literal["auto", "mlp", "unet"] = "auto",
+        network: Kind = "auto",
         hidden: Sequence[PositiveInt] = (128, 128, 128),
         channels: PositiveInt | None = None,
         multipliers: Sequence[PositiveInt] | None = None,
@@ -85,7 +85,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         conditional: bool = False,
         classes: PositiveInt | None = None,
         guidance: NonNegativeFloat = 1.0,
-        solver: Literal["euler", "midpoint", "rk4", "dopri5"] = "midpoint",
+        solver: Method = "midpoint",
         steps: PositiveInt = 20,
         rtol: PositiveFloat = 1e-5,
         atol: PositiveFloat = 1e-5,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn.functional import softplus
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Categorises, Codes, Conditions, ExpectationMaximisation, Filters, Law, StartsFromMean
-from gentrain.models.gaussian import Gaussians
+from gentrain.models.gaussian import Covariance, Gaussians
 from gentrain.models.missing import masks_of
 from gentrain.types import NonNegativeFloat, PositiveFloat, PositiveInt, Shape
 
@@ -221,7 +220,7 @@ class GaussianMixture(Mixture):
         self,
         shape: Shape,
         components: PositiveInt = 10,
-        covariance: Literal["full", "diagonal", "spherical"] = "full",
+        covariance: Covariance = "full",
         floor: PositiveFloat = 1e-4,
     ):
         dim = math.prod(shape)

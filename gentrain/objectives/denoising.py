@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from gentrain.models.autoencoder import Autoencoding
-from gentrain.models.corruption import Corruption
+from gentrain.models.corruption import Corruption, Kind
 from gentrain.objectives.reconstruction import Loss, Reconstruction
 from gentrain.types import NonNegativeFloat
 
@@ -27,7 +25,7 @@ class Denoising(Reconstruction):
 
     def __init__(
         self,
-        corruption: Literal["mask", "salt_and_pepper", "gaussian"] = "mask",
+        corruption: Kind = "mask",
         level: NonNegativeFloat = 0.25,
         loss: Loss = "auto",
     ):

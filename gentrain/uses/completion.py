@@ -19,7 +19,7 @@ from gentrain.evaluation.conditioning import (
 )
 from gentrain.evaluation.views import Pixels, View, missing
 from gentrain.models.base import Decoder, Generative, Reconstructs, given
-from gentrain.models.corruption import Corruption
+from gentrain.models.corruption import Corruption, Kind
 from gentrain.types import NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
 from gentrain.uses.base import Data, Drawn, Use, batch
 
@@ -109,7 +109,7 @@ class Denoise(Use):
     needs = (Reconstructs, Decoder)
     conditional = True
 
-    def __init__(self, noise: Literal["mask", "salt_and_pepper", "gaussian"] = "mask", level: NonNegativeFloat = 0.3):
+    def __init__(self, noise: Kind = "mask", level: NonNegativeFloat = 0.3):
         self.corruption = Corruption(noise, level)
 
     def unfit(self, model: Generative) -> str | None:
