@@ -106,6 +106,7 @@ class SampleSettings:
     n: PositiveInt
     format: Literal["png", "npz", "txt"] | None
     out: str | None
+    sampling: dict[str, Any] | None
     seed: NonNegativeInt
     trust: list[str]
     traceback: bool

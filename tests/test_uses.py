@@ -278,12 +278,61 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("kind=denoise kind.level=2", "level=2 is the probability of mask: at most 1"),
         ("kind=interpolate kind.steps=1", "kind.steps=1"),
         ("kind._target_=os.system", "kind._target_=os.system"),
+        ("sampling={burn_in:3}", "sampling.burn_in: is nothing that VAE draws by"),
+        ("sampling=3", "sampling=3: must be"),
     ],
 )
 def test_a_bad_request_is_one_line_that_names_it(run: Path, words: str, complaint: str, capsys):
     assert main(["sample", f"run={run}", *words.split()]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and complaint in said
+
+
+@pytest.fixture(scope="module")
+def rbm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("rbm")
+    words = ["model=rbm", "model.hidden=8", "data.batch_size=20", "trainer.steps=4"]
+    return gentrain.train([f"output={output}", "device=cpu", *words]).path
+
+
+def test_a_chain_of_no_steps_gives_the_coins_it_begins_with(rbm: Path, tmp_path: Path):
+    out = tmp_path / "coins.npz"
+    assert main(["sample", f"run={rbm}", "sampling={burn_in: 0}", "n=400", "format=npz", f"out={out}"]) == 0
+    x = np.load(out)["x"]
+    assert abs(x.mean() - 0.5) < 5 * 0.5 / math.sqrt(x.size)
+    assert 0.02 < gentrain.load(rbm).sample(400).mean() < 0.45, "the model's own samples are as dark as its data"
+    with seeded(0):
+        assert np.array_equal(gentrain.load(rbm, sampling={"burn_in": 0}).sample(400).numpy(), x)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "complaint"),
+    [
+        ("{burnin: 3}", "sampling.burnin: is nothing that RBM draws by; it has burn_in"),
+        ("{hidden: 3}", "sampling.hidden: is nothing that RBM draws by; it has burn_in"),
+        ("{burn_in: -1}", "sampling.burn_in=-1: must be a whole number of at least 0"),
+    ],
+)
+def test_what_a_model_does_not_draw_by_is_refused(rbm: Path, sampling: str, complaint: str, capsys):
+    assert main(["sample", f"run={rbm}", f"sampling={sampling}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and complaint in said
+
+
+def test_what_the_model_refuses_is_said_of_sampling(tmp_path: Path):
+    words = ["model=ddpm", "data=moons", "model.steps=20", "model.sample_steps=20", "model.hidden=[8]"]
+    run = gentrain.train([f"output={tmp_path}", "device=cpu", "trainer.steps=2", *words]).path
+    assert gentrain.load(run, sampling={"sampler": "ancestral", "sample_steps": 5}).sample(3).shape == (3, 2)
+    with pytest.raises(UsageError, match=r"sampling=.*sample_steps=21: the chain has model.steps=20"):
+        gentrain.load(run, sampling={"sample_steps": 21})
+    with pytest.raises(UsageError, match=r"sampling.sampler=didm: must be ancestral \| ddim"):
+        gentrain.load(run, sampling={"sampler": "didm"})
+
+
+def test_what_a_model_draws_by_stands_in_its_file():
+    for name in MODELS:
+        node = config.read(config.conf_dir() / "model" / f"{name}.yaml")
+        assert set(config.locate(node["_target_"], ()).sampling) <= set(node), name
 
 
 def test_a_kind_of_ones_own_is_a_class_and_a_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

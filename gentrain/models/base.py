@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,16 @@ from gentrain.types import Support
 
 
 class Generative(nn.Module, ABC):
-    """A distribution over x that can be sampled. `shape` and `support` say what x is."""
+    """A distribution over x that can be sampled. `shape` and `support` say what x is.
+
+    Attributes:
+        sampling: arguments of the constructor that say how it draws, and that no weight depends on: `load` and `sample`
+            may give others than those of the training.
+    """
 
     shape: tuple[int, ...]
     support: Support
+    sampling: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:

@@ -58,7 +58,7 @@ class Boltzmann(Enumerable, Annealed, PseudoLikelihood, Completes, StartsFromMea
     (torch.Size([6, 1, 2, 2]), torch.Size([6]), torch.Size([6]))
     """
 
-    support = "binary"
+    support, sampling = "binary", ("burn_in",)
     mask: Tensor
 
     def __init__(

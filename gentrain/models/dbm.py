@@ -63,6 +63,7 @@ class DBM(Stack, Bounded, MarkovChain, Discriminative, Codes, Completes, Filters
 
     bound_kind = "dbm-bound"
     bound_draws = False
+    sampling = ("burn_in",)
     limit = 20
     """Units of the odd layers up to which `log_prob` sums over their states."""
 

@@ -62,6 +62,7 @@ class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Completes, Filters
     """
 
     bound_kind = "dbn-bound"
+    sampling = ("burn_in",)
     limit = 16
     """Units of the layers below the top one up to which `log_prob` sums over their states."""
     untied: Tensor

@@ -64,6 +64,8 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
     ('signed', torch.Size([2, 1, 8, 8]), torch.Size([2]))
     """
 
+    sampling = ("sampler", "sample_steps", "eta", "guidance", "resamples")
+
     def __init__(
         self,
         shape: Shape,

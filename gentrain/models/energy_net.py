@@ -145,6 +145,8 @@ class EnergyNet(Langevin):
     (torch.Size([3, 2]), torch.Size([3]), torch.Size([3, 2]))
     """
 
+    sampling = ("burn_in",)
+
     def __init__(
         self,
         shape: Shape,

@@ -70,6 +70,8 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
     (True, torch.Size([5]))
     """
 
+    sampling = ("solver", "steps", "guidance")
+
     def __init__(
         self,
         shape: Shape,

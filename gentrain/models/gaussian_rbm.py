@@ -50,7 +50,7 @@ class GaussianRBM(Standardised, Clamped, Enumerable, Annealed, Codes, Filters, R
     (torch.Size([5, 2]), torch.Size([5]), torch.Size([5, 3]), torch.Size([5]))
     """
 
-    support = "real"
+    support, sampling = "real", ("burn_in",)
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ class GDAE(DenoisingChain, Codes, Completes, Reconstructs, StartsFromMean):
     (torch.Size([3, 1, 8, 8]), torch.Size([3, 16]))
     """
 
-    support = "binary"
+    support, sampling = "binary", ("burn_in",)
 
     def __init__(
         self,

@@ -129,6 +129,7 @@ class LabelRBM(
     """
 
     classes: int
+    sampling = ("burn_in",)
 
     def __init__(
         self,

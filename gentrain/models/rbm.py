@@ -51,7 +51,7 @@ class RBM(
     torch.Size([5])
     """
 
-    support = "binary"
+    support, sampling = "binary", ("burn_in",)
 
     def __init__(self, shape: Shape, hidden: PositiveInt = 500, burn_in: NonNegativeInt = 200):
         super().__init__(shape, hidden)

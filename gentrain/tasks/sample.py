@@ -93,7 +93,7 @@ def draw(source: Path, use: Use, settings: SampleSettings) -> Outcome:
     """
     kind = snake(type(use).__name__)
     path, state = checkpoint.find(source)
-    model = restore(path, state, settings.trust)
+    model = restore(path, state, settings.trust, settings.sampling)
     if (reason := use.unfit(model)) is not None:
         can = [name for name, other in standard().items() if other.unfit(model) is None]
         can.sort(key=lambda name: name != "prior")  # which everyone can, first
