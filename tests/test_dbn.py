@@ -147,6 +147,11 @@ def test_a_transposed_layer_on_top_leaves_the_distribution_as_it_is() -> None:
     top = labelled.top
     torch.testing.assert_close(top.weight[:, :3], labelled.get_submodule("layer1").weight.t())  # type: ignore[union-attr]
     assert top.weight.shape == (4, 5) and not tiny((3, 2)).begin(2)
+    wide = tiny((3, 6), untied=False)
+    with torch.no_grad():  # what units without weights do to p*(x) is the same for all x
+        wide.top.weight[4:] = 0
+    assert wide.begin(2)
+    torch.testing.assert_close(wide.log_prob(X), wide.get_submodule("layer1").log_prob(X), atol=1e-5, rtol=1e-5)  # type: ignore[operator]
 
 
 def test_annealing_reaches_log_z_of_a_top_with_labels() -> None:

@@ -30,7 +30,9 @@ class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Completes, Filters
     It is made layer by layer, layer i of the stack an RBM between h_{i-1} and h_i, h_0 = x. Until `untie` layers below
     the top generate by W_iᵀ and recognise, q(h_i|h_{i-1}), by W_i; `untie` copies both into networks of their own,
     `generative` and `recognition`, which up-down then trains. Where a layer has as many units as the last but one,
-    it begins as the transposed RBM below it: the network is then the same distribution as before it was added.
+    it begins as the transposed RBM below it: the network is then the same distribution as before it was added, and what
+    the layer gains, the bound gains. So begin the first units of a layer that has more; the others begin as an RBM's
+    do, at weights so small that they hardly change the distribution.
 
     With label units the top RBM is over (h_{L-1}, y): the network is a model of p(x, y), `sample(n, y=…)` holds the
     labels during its Gibbs chain, and p(y|x) is p(y|h_{L-1}) by free energies at the probabilities of h_{L-1} that a
@@ -120,14 +122,15 @@ class DBN(Stack, Bounded, Discriminative, Conditional, Codes, Completes, Filters
 
     @torch.no_grad()
     def begin(self, i: int) -> bool:
-        """Layer i begins as the transposed layer below it, as far as it has the same units."""
-        if self.sizes[i] != self.sizes[i - 2]:
+        """The first units of layer i begin as the transposed layer below it, where there are enough of them."""
+        units, bits = self.sizes[i - 2], self.sizes[i - 1]
+        if self.sizes[i] < units:
             return False
-        new, below, bits = self.layer(i), self._rbm(i - 1), self.sizes[i - 1]
+        new, below = self.layer(i), self._rbm(i - 1)
         assert isinstance(new, RBM | LabelRBM)
-        new.weight[:, :bits] = below.weight.t()
+        new.weight[:units, :bits] = below.weight.t()
         new.visible_bias[:bits] = below.hidden_bias
-        new.hidden_bias.copy_(below.visible_bias)
+        new.hidden_bias[:units] = below.visible_bias
         return True
 
     @torch.no_grad()
