@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -77,6 +78,18 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     finally:
         if bar is not None:
             bar.stop()
+
+
+def rounded(value: float, spread: float) -> str:
+    """A value and its uncertainty, both to the second figure of the uncertainty.
+
+    >>> rounded(-86.3127, 0.1234), rounded(13.8664, 0), rounded(-12345.6, 1234.5)
+    ('-86.31 ± 0.12', '13.866 ± 0', '-12346 ± 1234')
+    """
+    if not 0 < spread < math.inf:
+        return f"{value:.5g} ± {spread:g}"
+    places = min(max(1 - math.floor(math.log10(spread)), 0), 8)
+    return f"{value:.{places}f} ± {spread:.{places}f}"
 
 
 def clock(seconds: float) -> str:

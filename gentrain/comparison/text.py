@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gentrain.comparison.runs import Record
 from gentrain.comparison.table import Block, Comparison, Entry, show
-from gentrain.console import aligned, clock, console, print_table
+from gentrain.console import aligned, clock, console, print_table, rounded
 
 SCHEMA = 1
 HEADINGS = ("value", "± over", "rank", "parameters", "time", "examples/s", "steps")
@@ -32,18 +31,6 @@ def clean(text: object) -> str:
     'a�[31mb�c'
     """
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-
-
-def rounded(value: float, spread: float) -> str:
-    """A value and its uncertainty, both to the second figure of the uncertainty.
-
-    >>> rounded(-86.3127, 0.1234), rounded(13.8664, 0), rounded(-12345.6, 1234.5)
-    ('-86.31 ± 0.12', '13.866 ± 0', '-12346 ± 1234')
-    """
-    if spread == 0:
-        return f"{value:.5g} ± 0"
-    places = min(max(1 - math.floor(math.log10(spread)), 0), 8)
-    return f"{value:.{places}f} ± {spread:.{places}f}"
 
 
 def duration(seconds: float | None) -> str:

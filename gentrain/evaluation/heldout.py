@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gentrain.console import rounded
 from gentrain.data.pipeline import Pipeline
 from gentrain.device import own_randomness
 from gentrain.models.base import Generative
@@ -27,7 +28,7 @@ class Estimate:
     unit: str
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.stderr:.2f} {self.unit}"
+        return f"{rounded(self.mean, self.stderr)} {self.unit}"
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig
 
 from gentrain import config
+from gentrain.console import rounded
 from gentrain.errors import Interrupted, UsageError, nearest
 from gentrain.evaluation.ledger import Row
 from gentrain.files import read_json, write_json
@@ -338,7 +339,7 @@ def _say(line: str) -> None:
 def cells(judgement: Judgement, verdict: Verdict) -> list[str]:
     """An expectation as a row of a table: what, expected, measured, protocol, source, verdict."""
     e, row = judgement.expectation, judgement.row
-    measured = f"{row.value:.2f} ± {row.stderr:.2f} {row.unit}" if row else "missing"
+    measured = f"{rounded(row.value, row.stderr)} {row.unit}" if row else "missing"
     word = "no verdict" if verdict == "smoke" else "pass" if judgement.holds else "fail"
     return [f"{e.metric} ({e.kind})", e.goal, measured, e.protocol, e.source, word]
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from gentrain import config
+from gentrain.console import rounded
 from gentrain.errors import DataError, UsageError
 from gentrain.files import read_json, write_atomic, write_json
 from gentrain.settings import Expectation
@@ -198,7 +199,8 @@ def _what(item: Mapping[str, Any]) -> str:
 def _found(item: Mapping[str, Any]) -> str:
     if item["found"] is None:
         return "missing"
-    return f"**{item['found']:.2f}** ± {item['stderr']:.2f} {item['unit']}"
+    value, plus_minus, error = rounded(item["found"], item["stderr"]).partition(" ± ")
+    return f"**{value}**{plus_minus}{error} {item['unit']}"
 
 
 def _word(item: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from gentrain import config
+from gentrain.console import rounded
 from gentrain.errors import Interrupted, RunBusyError, UsageError
 from gentrain.files import disk_error, read_json, write_json
 from gentrain.tasks.launch import through_hydra
@@ -260,6 +261,6 @@ def summary(place: Path) -> int:
 def _numbers(run: Path | None) -> dict[str, str]:
     content = read_json(run / "evaluation.json") if run else None
     return {
-        f"{row['split']} {row['metric']}": f"{row['value']:.2f} ± {row['stderr']:.2f}"
+        f"{row['split']} {row['metric']}": rounded(row["value"], row["stderr"])
         for row in (content["rows"] if content else [])
     }
