@@ -127,6 +127,7 @@ class EvaluateSettings:
     run: str
     split: Literal["train", "validation", "test"]
     n: PositiveInt | None
+    sampling: dict[str, Any] | None
     seed: NonNegativeInt
     again: bool
     trust: list[str]

@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import gentrain
 from gentrain.cli import main
+from gentrain.errors import UsageError
 from gentrain.evaluation import ledger
 from gentrain.evaluation.ledger import Row
 
@@ -69,6 +72,27 @@ def test_the_same_again_reads_and_others_add(run: Path):
         assert len(ledger.read(run)) > before, change
         before = len(ledger.read(run))
         assert rows[1].n == (7 if change == ["n=7"] else rows[1].n)
+
+
+def test_a_number_over_a_few_examples_is_not_taken_for_one_over_all(run: Path):
+    few, every = gentrain.evaluate(run, [*FAST, "n=7"]), gentrain.evaluate(run, FAST)
+    assert [r.n for r in few] == [7, 7] and all(r.n > 7 for r in every)
+    assert [r.n for r in gentrain.evaluate(run, [*FAST, "n=7"])] == [7, 7]
+    block = next(b for b in gentrain.compare(run, metrics=["iwae-5"]).blocks)
+    assert [e.value for e in block.entries] == [every[1].value]
+
+
+def test_another_way_to_draw_gives_numbers_of_their_own(train: Callable[..., Any]):
+    rbm = train("model=rbm", "model.hidden=8").path
+    own, coins = (gentrain.evaluate(rbm, ["metrics=[mmd]", *to]) for to in ([], ["sampling={burn_in: 0}"]))
+    assert coins[0].value > own[0].value + 5 * (coins[0].stderr + own[0].stderr), "coins are no digits"
+    assert coins[0].settings["sampling"] == {"burn_in": 0} and "sampling" not in own[0].settings
+    assert gentrain.evaluate(rbm, ["metrics=[mmd]"]) == own
+    assert {r.tag for r in own} & {r.tag for r in coins} == set()
+    measures = {b.measure.drawn for b in gentrain.compare(rbm, metrics=["mmd"]).blocks}
+    assert len(measures) == 2 and any(words.endswith("drawn by burn_in=0") for words in measures)
+    with pytest.raises(UsageError, match=r"sampling\.hidden: is nothing that RBM draws by; it has burn_in"):
+        gentrain.evaluate(rbm, ["metrics=[mmd]", "sampling={hidden: 3}"])
 
 
 def test_tensorboard_and_a_resumed_run_keep_what_was_evaluated(run: Path):

@@ -38,21 +38,23 @@ class Measure(NamedTuple):
     support: str
     protocol: str
     split: str
-    sizes: str = ""
+    drawn: str = ""
 
 
 def measure(row: Row) -> Measure:
-    return Measure(row.metric, row.kind, row.unit, row.support, row.protocol, row.split, _sizes(row))
+    return Measure(row.metric, row.kind, row.unit, row.support, row.protocol, row.split, _drawn(row))
 
 
-def _sizes(row: Row) -> str:
+def _drawn(row: Row) -> str:
     """How many samples a distance between sets compares with what: the Frechet distance, precision and recall depend on
-    it. Empty for numbers that are means over examples, which don't."""
-    s = row.settings
-    if "n_fake" not in s:
-        return ""
-    real = f"{s['n_real']:,}" if isinstance(s.get("n_real"), int) else "all"
-    return f"{s['n_fake']:,} samples against {real} of {s.get('reference', row.split)}"
+    it, while means over examples don't. And how the model drew, where that was another way than its own."""
+    s, words = row.settings, []
+    if "n_fake" in s:
+        real = f"{s['n_real']:,}" if isinstance(s.get("n_real"), int) else "all"
+        words.append(f"{s['n_fake']:,} samples against {real} of {s.get('reference', row.split)}")
+    if isinstance(s.get("sampling"), dict):
+        words.append(f"drawn by {', '.join(f'{key}={value}' for key, value in sorted(s['sampling'].items()))}")
+    return ", ".join(words)
 
 
 def direction(m: Measure) -> int:
@@ -77,7 +79,8 @@ def rank(rows: Sequence[Row]) -> list[Row]:
     """Rows of one measure, the best first.
 
     Raises:
-        UsageError: they differ in metric, kind, unit, support, protocol, split or sizes, or no direction is better.
+        UsageError: they differ in metric, kind, unit, support, protocol, split or how they were drawn; or neither
+            direction is better.
     """
     measures = sorted({measure(row) for row in rows})
     if len(measures) > 1:

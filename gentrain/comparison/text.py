@@ -48,7 +48,7 @@ def title(block: Block) -> str:
     m, n = block.measure, block.n
     support = "" if m.protocol.startswith(m.support) else f"{m.support}, "
     better = {1: "higher is better", -1: "lower is better", 0: "not ranked"}[block.direction]
-    count = m.sizes or (f"n = {n[0]:,}" if len(n) == 1 else f"n = {n[0]:,} to {n[-1]:,}")
+    count = m.drawn or (f"n = {n[0]:,}" if len(n) == 1 else f"n = {n[0]:,} to {n[-1]:,}")
     return clean(
         f"{m.metric} ({m.kind}, {m.unit}) on {block.data}, {m.split} split, {support}{m.protocol}, {count}: {better}"
     )

@@ -15,6 +15,8 @@ from gentrain.files import write_json
 
 SCHEMA = 1
 NAME = "evaluation.json"
+CONDITIONS = ("first", "sampling")
+"""Settings of a row that are no estimator's: how many examples only, and how the model drew, if not in its own way."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,14 @@ class Row:
     def made_by(self, call: Mapping[str, Any], split: str, seed: int, checkpoint: str) -> bool:
         """Whether this row came from an estimator with these settings on this split of this checkpoint."""
         where = (self.split, self.seed, self.checkpoint) == (split, seed, checkpoint)
-        return where and all(key in self.settings and self.settings[key] == value for key, value in call.items())
+        named = all(key in self.settings and self.settings[key] == value for key, value in call.items())
+        return where and named and all(self.settings.get(key) == call.get(key) for key in CONDITIONS)
+
+    @property
+    def tag(self) -> str:
+        """The row's name in TensorBoard."""
+        given = [f"{key}={self.settings[key]}" for key in CONDITIONS if key in self.settings]
+        return "/".join([self.split, self.metric, self.kind, *given])
 
 
 def read(run: Path) -> list[Row]:

@@ -67,6 +67,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
         for name, estimator in chosen.items():
             call = {"estimator": name, **{k: v for k, v in plain["metric"][name].items() if k != "_target_"}}
             call |= {} if settings.n is None else {"first": settings.n}
+            call |= {"sampling": settings.sampling} if settings.sampling else {}
             made = [r for r in existing if r.made_by(call, settings.split, settings.seed, trained.checkpoint)]
             if made and not settings.again:
                 rows += made
@@ -75,7 +76,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
             ledger.add(trained.run, fresh)  # at once: what is done stays done, whatever becomes of the next
             report.file(
                 trained.step,
-                {f"{r.split}/{r.metric}/{r.kind}": r.value for r in fresh},
+                {r.tag: r.value for r in fresh},
                 {p.name: p.pixels for p in pictures},
             )
             rows += fresh
@@ -96,7 +97,7 @@ def prepare(settings: EvaluateSettings, device_settings: DeviceSettings) -> Trai
     run = require_run(source.parent.parent if source.is_file() else source)
     path, state = checkpoint.find(source)
     device = devices.setup(device_settings)
-    model = restore(path, state, settings.trust).to(device.torch)
+    model = restore(path, state, settings.trust, settings.sampling).to(device.torch)
     plain = config.resolve(stored_config(state))
     plain["trust"] = settings.trust  # not the one that came with the run
     _, own = split_data(plain["data"])
