@@ -32,7 +32,8 @@ class Record:
 
     Args:
         settings: flat, by dotted name; a `_target_` stands under the name of its section, short ("model": "rbm").
-        rows: of its ledger, one for each measure: the newest checkpoint's, of these the last.
+        rows: of its ledger, one for each measure: the newest checkpoint's, of these that over the most
+            examples.
         seconds, rate: of training, without looks: time and examples a second, None where nothing was logged.
         problems: what of its files couldn't be read.
     """
@@ -190,8 +191,11 @@ def _steps(run: Path) -> dict[str, int]:
 
 
 def _newest(rows: Sequence[Row], steps: Mapping[str, int], record: Record) -> list[Row]:
-    """For each measure the row of the newest checkpoint, of several the last in the file."""
+    """For each measure the row of the newest checkpoint, of several that over the most examples, and of these the last."""
     from gentrain.comparison.ranking import Measure, measure
+
+    def rank(row: Row) -> tuple[int, int]:
+        return steps.get(row.checkpoint, -1), row.n
 
     best: dict[Measure, Row] = {}
     for row in rows:
@@ -199,7 +203,7 @@ def _newest(rows: Sequence[Row], steps: Mapping[str, int], record: Record) -> li
             record.problems.append(f"{record.path / ledger.NAME}: the row {row.metric} ({row.kind}) is no number")
             continue
         before = best.get(measure(row))
-        if before is None or steps.get(row.checkpoint, -1) >= steps.get(before.checkpoint, -1):
+        if before is None or rank(row) >= rank(before):
             best[measure(row)] = row
     return list(best.values())
 

@@ -226,15 +226,12 @@ def _titles(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _members(group: Group, metrics: Sequence[str]) -> dict[tuple[Measure, str], list[tuple[Record, Row]]]:
-    """A group's rows by what they measure, by seed. Of runs with the same settings and seed the newest counts, and
-    of its rows the last over the most examples."""
+    """A group's rows by what they measure, by seed; of runs with the same settings and seed the newest counts."""
     found: dict[tuple[Measure, str], dict[Any, tuple[Record, Row]]] = {}
     for record in sorted(group.records, key=lambda r: r.path.name):
         for row in record.rows:
             if _wanted(row, metrics):
-                of, key = found.setdefault((measure(row), record.data), {}), _key(record, seed=True)
-                if key not in of or of[key][0] is not record or row.n >= of[key][1].n:
-                    of[key] = (record, row)
+                found.setdefault((measure(row), record.data), {})[_key(record, seed=True)] = (record, row)
     return {what: sorted(members.values(), key=lambda m: str(m[0].seed).zfill(20)) for what, members in found.items()}
 
 
