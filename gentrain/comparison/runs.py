@@ -191,7 +191,7 @@ def _steps(run: Path) -> dict[str, int]:
 
 
 def _newest(rows: Sequence[Row], steps: Mapping[str, int], record: Record) -> list[Row]:
-    """For each measure the row of the newest checkpoint, of several that over the most examples, and of these the last."""
+    """For each measure the row of the newest checkpoint, of several that over the most examples, of these the last."""
     from gentrain.comparison.ranking import Measure, measure
 
     def rank(row: Row) -> tuple[int, int]:
