@@ -23,6 +23,8 @@ from gentrain.models.dbn import DBN
 from gentrain.models.label_rbm import LabelRBM
 from gentrain.models.rbm import RBM
 from gentrain.objectives.classify import Classify
+from gentrain.objectives.contrastive import PCD
+from gentrain.objectives.greedy import Greedy
 from gentrain.objectives.up_down import UpDown
 from gentrain.truth.spaces import chi_square, critical, discrete
 from gentrain.update import Objective
@@ -304,6 +306,23 @@ def test_finished_layers_stay_bit_for_bit_and_the_next_begins_transposed(tmp_pat
     first, second = states[2]["layer1.weight"], states[3]["layer2.weight"]  # layer 2 has as many units as x
     assert second.shape == (9, 7) and (second - first.t()).norm() < 0.5 * first.norm()
     assert model.untied == 1  # type: ignore[comparison-overlap]
+
+
+def test_the_last_layer_may_have_an_objective_of_its_own(tmp_path: Path) -> None:
+    top = "{_target_: gentrain.objectives.contrastive.PCD, hidden: 8, particles: 5}"
+    overrides = ["model=dbn", "objective=greedy", "data=bars", "model.hidden=[7,6,8]", "trainer.steps=6"]
+    trainer = bare_trainer(tmp_path, *overrides, f"objective.stages.greedy.objective.top={top}")
+    [greedy] = [m for m in trainer.objective.modules() if isinstance(m, Greedy)]
+    assert isinstance(greedy.top, PCD)
+    chains, metrics = [greedy.top.particles.clone()], []
+    x = torch.zeros(4, 1, 3, 3)
+    for progress in (0.0, 0.4, 0.7, 0.9):
+        metrics.append([set(update.metrics) for update in greedy(trainer.model, Batch(x), progress)])
+        chains.append(greedy.top.particles.clone())
+    assert [torch.equal(a, b) for a, b in pairwise(chains)] == [True, True, False, False]
+    assert {"layer2/chain_distance"} in metrics[1] and {"layer3/hidden_activity"} in metrics[2]
+    with pytest.raises(UsageError, match=r"objective\.top=UpDown: trains the parts"):
+        Greedy([7, 6, 8], greedy.inner, top=UpDown([7, 6, 8]))
 
 
 def test_the_classifier_begins_where_the_network_is_and_learns_alone() -> None:

@@ -22,29 +22,37 @@ class Greedy(Objective):
     """Trains the layers of a stack one after the other, an equal share of the training each (Hinton et al. 2006).
 
     Layer i learns by `inner` from what the finished layers below it make of x, which get no gradient and stay as they
-    are. Metrics are those of `inner`, named `layer<i>/…`.
+    are. Metrics are those of what trains it, named `layer<i>/…`.
 
     Args:
         hidden: units of the layers, `${model.hidden}`: one part for each.
         inner: trains a single layer.
         sampled: a layer's examples are bits, drawn from the probabilities of the units below, and not these.
+        top: trains the last layer, from which a belief network is sampled; None is `inner`.
 
     Raises:
-        UsageError: `inner` trains several parts.
+        UsageError: `inner` or `top` trains several parts.
     """
 
     needs = Stack
     trained: Tensor
 
-    def __init__(self, hidden: Sequence[PositiveInt], inner: Objective, sampled: bool = False):
+    def __init__(
+        self,
+        hidden: Sequence[PositiveInt],
+        inner: Objective,
+        sampled: bool = False,
+        top: Objective | None = None,
+    ):
         super().__init__()
         self.sampled = sampled
-        if tuple(inner.parts) != ("",):
-            raise UsageError(
-                f"objective.inner={type(inner).__name__}: trains the parts {', '.join(inner.parts)} of a model; a layer"
-                " is trained as a whole"
-            )
-        self.inner = inner
+        for name, objective in (("inner", inner), ("top", top)):
+            if objective is not None and tuple(objective.parts) != ("",):
+                raise UsageError(
+                    f"objective.{name}={type(objective).__name__}: trains the parts {', '.join(objective.parts)} of a"
+                    " model; a layer is trained as a whole"
+                )
+        self.inner, self.top = inner, top
         self.parts = tuple(f"layer{i + 1}" for i in range(len(hidden)))
         self.register_buffer("trained", torch.ones((), dtype=torch.int64))
         self._at: int | None = None  # the same, without asking a device: None if a checkpoint may have been loaded
@@ -57,13 +65,17 @@ class Greedy(Objective):
                 " ${model.hidden}"
             )
         for i in range(1, model.depth + 1):
-            layer = model.layer(i)
-            if not self.inner.fits(type(layer)):
+            layer, objective = model.layer(i), self._of(i)
+            if not objective.fits(type(layer)):
                 raise UsageError(
-                    f"objective.inner={type(self.inner).__name__}: layer {i} of {type(model).__name__} is no"
-                    f" {self.inner.needs.__name__} but {type(layer).__name__}"
+                    f"objective.{'inner' if objective is self.inner else 'top'}={type(objective).__name__}: layer {i}"
+                    f" of {type(model).__name__} is no {objective.needs.__name__} but {type(layer).__name__}"
                 )
-            self.inner.require(layer)
+            objective.require(layer)
+
+    def _of(self, i: int) -> Objective:
+        """What trains layer i."""
+        return self.inner if self.top is None or i < len(self.parts) else self.top
 
     def forward(self, model: Stack, batch: Batch, progress: float) -> Iterator[Update]:
         position = progress * model.depth
@@ -77,13 +89,13 @@ class Greedy(Objective):
             x = model.upward(batch.x, i, self.sampled)
             if i == model.depth and isinstance(model, Unrolled):
                 model.observe(model.up(i, x))
-        for update in self.inner(model.layer(i), batch._replace(x=x), min(position - i + 1, 1 - 1e-9)):
+        for update in self._of(i)(model.layer(i), batch._replace(x=x), min(position - i + 1, 1 - 1e-9)):
             metrics = {f"layer{i}/{name}": value for name, value in update.metrics.items()}
             yield replace(update, part=f"layer{i}", metrics=metrics)
 
     def validate(self, model: Stack, batch: Batch) -> dict[str, Score]:
         i = int(self.trained)
-        scores = self.inner.validate(model.layer(i), batch._replace(x=model.upward(batch.x, i)))
+        scores = self._of(i).validate(model.layer(i), batch._replace(x=model.upward(batch.x, i)))
         return {f"layer{i}/{name}": score for name, score in scores.items()}
 
 
