@@ -2,7 +2,7 @@
 
 A constructor says `latent_dim: PositiveInt`, and `gentrain.config` checks the YAML value against that annotation
 before the class is even imported. Names defined here (and `Literal`, builtins, `X | None`, `list[X]`, `tuple[X, ...]`,
-`dict[str, X]`) are understood; any other annotation is left to the class itself.
+`dict[str, X]`) are understood, and what a module calls such a type itself; any other annotation is left to the class.
 """
 
 from __future__ import annotations
