@@ -321,6 +321,8 @@ def test_the_last_layer_may_have_an_objective_of_its_own(tmp_path: Path) -> None
         chains.append(greedy.top.particles.clone())
     assert [torch.equal(a, b) for a, b in pairwise(chains)] == [True, True, False, False]
     assert {"layer2/chain_distance"} in metrics[1] and {"layer3/hidden_activity"} in metrics[2]
+    with pytest.raises(UsageError, match=r"objective\.hidden=7: .* which are 8;"):
+        Greedy([7, 6, 8], greedy.inner, top=PCD(7)).require(trainer.model)
     with pytest.raises(UsageError, match=r"objective\.top=UpDown: trains the parts"):
         Greedy([7, 6, 8], greedy.inner, top=UpDown([7, 6, 8]))
 

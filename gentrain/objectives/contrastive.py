@@ -140,6 +140,9 @@ class Persistent(ClosedForm):
         k: Gibbs steps an update.
         particles: chains.
         exact, refine: as in `ClosedForm`.
+
+    Raises:
+        UsageError: the model has another number of hidden units.
     """
 
     particles: Tensor
@@ -150,6 +153,15 @@ class Persistent(ClosedForm):
         super().__init__(exact, refine)
         self.k = k
         self.register_buffer("particles", torch.rand(particles, hidden).round())
+
+    def require(self, model: Harmonium) -> None:
+        super().require(model)
+        hidden = self.particles.shape[1]
+        if isinstance(model, Bilinear) and model.hidden != hidden:
+            raise UsageError(
+                f"objective.hidden={hidden}: the chains of {type(self).__name__} have the model's hidden units, which"
+                f" are {model.hidden}; leave it ${{model.hidden}}, or of the top of a stack say its number"
+            )
 
     def advance(self, model: Harmonium) -> tuple[Tensor, Tensor]:
         """Move the chains by k steps; their visible units' states v and E[h | v]."""
