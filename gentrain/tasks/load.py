@@ -15,6 +15,7 @@ from gentrain.device import own_randomness
 from gentrain.errors import UsageError
 from gentrain.models.base import Generative
 from gentrain.signatures import Unreadable, check_value, parameters
+from gentrain.update import Objective
 
 
 def load(
@@ -48,6 +49,10 @@ def restore(
     with own_randomness(0):  # the weights it starts with are about to be replaced, and cost the caller no draw
         try:
             model = config.build(node, trust, Generative)
+            if (
+                sampling
+            ):  # the objective knows what the weights have learned: guidance needs labels to have been left out
+                config.build(plain["objective"], trust, Objective).require(model)
         except UsageError as error:
             if not sampling:
                 raise
