@@ -331,10 +331,8 @@ def test_what_the_model_refuses_is_said_of_sampling(tmp_path: Path):
 
 def test_guidance_is_refused_where_no_label_was_ever_left_out(tmp_path: Path):
     words = ["model=ddpm", "data=digits", "model.steps=5", "model.sample_steps=5", "model.channels=8"]
-    words += ["model.conditional=true", "objective.label_dropout=0", "data.batch_size=8"]
-    run = gentrain.train(
-        [f"output={tmp_path}", "device=cpu", "trainer.steps=1", "trainer.evaluate_every=0", *words]
-    ).path
+    words += ["model.conditional=true", "objective.label_dropout=0", "data.batch_size=8", "trainer.evaluate_every=0"]
+    run = gentrain.train([f"output={tmp_path}", "device=cpu", "trainer.steps=1", *words]).path
     assert gentrain.load(run, sampling={"sample_steps": 2}).sample(2).shape == (2, 1, 8, 8)
     with pytest.raises(UsageError, match=r"sampling=\{'guidance': 3\}.*label_dropout"):
         gentrain.load(run, sampling={"guidance": 3})

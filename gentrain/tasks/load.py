@@ -49,9 +49,7 @@ def restore(
     with own_randomness(0):  # the weights it starts with are about to be replaced, and cost the caller no draw
         try:
             model = config.build(node, trust, Generative)
-            if (
-                sampling
-            ):  # the objective knows what the weights have learned: guidance needs labels to have been left out
+            if sampling:  # the objective knows what the weights have learned: guidance wants labels left out
                 config.build(plain["objective"], trust, Objective).require(model)
         except UsageError as error:
             if not sampling:
