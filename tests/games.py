@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gentrain.batch import Batch
-from gentrain.models.base import Adversarial
+from gentrain.models.critics import Adversarial
 from gentrain.objectives.adversarial import Game
 
 P_DATA = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)

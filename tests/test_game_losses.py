@@ -17,7 +17,7 @@ from gentrain import config
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.autoencoding_gan import AutoencodingGAN
-from gentrain.models.base import Adversarial
+from gentrain.models.critics import Adversarial
 from gentrain.models.gan import GAN
 from gentrain.objectives.adversarial import Game
 from gentrain.objectives.began import BEGAN

@@ -16,8 +16,8 @@ from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.evaluation.health import Patient, discriminator
 from gentrain.models.aae import AAE as AAEModel
-from gentrain.models.base import Bidirectional
 from gentrain.models.bigan import BiGAN as BiGANModel
+from gentrain.models.critics import Bidirectional
 from gentrain.models.vae_gan import CVAEGAN as CVAEGANModel
 from gentrain.models.vae_gan import VAEGAN as VAEGANModel
 from gentrain.objectives.aae import AAE

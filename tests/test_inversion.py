@@ -16,7 +16,8 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.errors import UsageError
 from gentrain.evaluation.estimator import Finding, Subject, seeded
 from gentrain.evaluation.inversion import AnoGAN, invert, unsuited
-from gentrain.models.base import Decoder, Perceives
+from gentrain.models.base import Decoder
+from gentrain.models.critics import Perceives
 from gentrain.models.cvae import CVAE
 from gentrain.uses.arithmetic import Arithmetic
 from gentrain.uses.inversion import Invert

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from gentrain import config
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial
+from gentrain.models.critics import Adversarial
 from gentrain.models.gan import DCGAN, GAN
 from gentrain.objectives.adversarial import Game, NonSaturating
 from gentrain.objectives.differentiable import Ahead

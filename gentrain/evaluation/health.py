@@ -18,8 +18,9 @@ from torch.nn.functional import softplus
 from gentrain.batch import Batch
 from gentrain.evaluation.codes import active, nearest, unit_scaled
 from gentrain.evaluation.estimator import Subject, seeded
-from gentrain.models.base import Adversarial, Decoder, Density, LatentVariable, given
+from gentrain.models.base import Decoder, Density, LatentVariable, given
 from gentrain.models.continuous import ContinuousFlow
+from gentrain.models.critics import Adversarial
 from gentrain.models.domains import Translator
 from gentrain.models.energies import Harmonium, MarkovChain, Unnormalised
 from gentrain.models.latent import centre, log_weights

@@ -11,7 +11,8 @@ from torch.distributions import Distribution, biject_to
 
 from gentrain.evaluation.anomaly import Anomaly, Score
 from gentrain.evaluation.estimator import Subject
-from gentrain.models.base import Conditional, Decoder, Generative, LatentVariable, Perceives, given
+from gentrain.models.base import Conditional, Decoder, Generative, LatentVariable, given
+from gentrain.models.critics import Perceives
 from gentrain.types import Fraction, PositiveFloat, PositiveInt
 
 

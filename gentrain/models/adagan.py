@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gentrain.models.auxiliary import Form
-from gentrain.models.base import Adversarial, Extended
+from gentrain.models.critics import Adversarial, Extended
 from gentrain.models.infogan import FactorPrior
 from gentrain.models.layers import StandardNormal
 from gentrain.types import PositiveInt, Shape

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gentrain.errors import UsageError
-from gentrain.models.base import AutoencodingCritic
+from gentrain.models.critics import AutoencodingCritic
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.layers import StandardNormal, mlp
 from gentrain.models.pyramid import pyramid

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Extended, Perceives
+from gentrain.models.critics import Extended, Perceives
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.layers import LARGEST, SMALLEST
 from gentrain.models.minibatch import Minibatch

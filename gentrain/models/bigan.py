@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gentrain import noise
-from gentrain.models.base import Bidirectional
 from gentrain.models.coders import Plan, leaky
+from gentrain.models.critics import Bidirectional
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.layers import StandardNormal, mlp
 from gentrain.types import PositiveInt, Shape

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial, Conditional, Decoder
+from gentrain.models.base import Conditional, Decoder
+from gentrain.models.critics import Adversarial
 
 SMALLEST, LARGEST = 4, 64
 """Sides of the images that such a model makes, the coarsest and the finest."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from gentrain.errors import UsageError
 from gentrain.models.auxiliary import Auxiliary, Form, TwoHeads
-from gentrain.models.base import Classifies, Conditional, Perceives
+from gentrain.models.base import Classifies, Conditional
+from gentrain.models.critics import Perceives
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.labels import beside, one_hot
 from gentrain.models.layers import StandardNormal

@@ -12,7 +12,8 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import Codes, Decoder, Perceives, TakesReference
+from gentrain.models.base import Codes, Decoder, TakesReference
+from gentrain.models.critics import Perceives
 from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, StandardUniform
 from gentrain.models.minibatch import ACROSS, Minibatch
 from gentrain.models.normalisation import Norm

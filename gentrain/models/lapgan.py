@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from gentrain.models.base import Adversarial, Conditional
+from gentrain.models.base import Conditional
 from gentrain.models.cascade import Cascade, down, sides, up
+from gentrain.models.critics import Adversarial
 from gentrain.models.labels import beside, one_hot
 from gentrain.models.layers import StandardNormal
 from gentrain.models.minibatch import Minibatch

@@ -12,9 +12,10 @@ from torch.distributions import Distribution, kl_divergence
 
 from gentrain.errors import UsageError
 from gentrain.models.auxiliary import Form, Remembers
-from gentrain.models.base import Adversarial, Conditional
+from gentrain.models.base import Conditional
 from gentrain.models.captions import Captioned, Vocabulary
 from gentrain.models.cascade import Cascade, down, sides
+from gentrain.models.critics import Adversarial
 from gentrain.models.labels import one_hot
 from gentrain.models.layers import SMALLEST, StandardNormal
 from gentrain.models.players import radford

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Conditional, Encodes, Extended, Perceives, Reconstructs
+from gentrain.models.base import Conditional, Encodes, Reconstructs
 from gentrain.models.coders import Critic, Plan
+from gentrain.models.critics import Extended, Perceives
 from gentrain.models.gan import GeneratorNetwork
 from gentrain.models.labels import beside, one_hot
 from gentrain.models.layers import DiagonalNormal, StandardNormal

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from gentrain import noise
 from gentrain.batch import Batch
-from gentrain.models.base import Adversarial, Extended, given
+from gentrain.models.base import given
+from gentrain.models.critics import Adversarial, Extended
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import OpenFraction, PositiveInt
 from gentrain.update import Objective, Update

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gentrain import noise
-from gentrain.models.base import Adversarial, AutoencodingCritic
+from gentrain.models.critics import Adversarial, AutoencodingCritic
 from gentrain.objectives.adversarial import Game
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import Fraction, OpenFraction, PositiveInt

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gentrain import noise
 from gentrain.batch import Batch
-from gentrain.models.base import Bidirectional
+from gentrain.models.critics import Bidirectional
 from gentrain.objectives.adversarial import Round
 from gentrain.objectives.judged import Judged, Plays, mirrored
 from gentrain.update import Update

@@ -11,8 +11,8 @@ from torch import nn
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial
 from gentrain.models.cascade import Cascade
+from gentrain.models.critics import Adversarial
 from gentrain.models.lapgan import LAPGAN
 from gentrain.objectives.adversarial import Game
 from gentrain.objectives.judged import of_numbers

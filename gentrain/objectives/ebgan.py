@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize, relu
 
-from gentrain.models.base import Adversarial, AutoencodingCritic
+from gentrain.models.critics import Adversarial, AutoencodingCritic
 from gentrain.objectives.adversarial import Game, Round, Terms
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import NonNegativeFloat, PositiveFloat, PositiveInt

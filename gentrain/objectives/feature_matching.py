@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gentrain.models.base import Adversarial, Perceives, given
+from gentrain.models.base import given
+from gentrain.models.critics import Adversarial, Perceives
 from gentrain.objectives.adversarial import NonSaturating, Round
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Adversarial, Decoder
+from gentrain.models.base import Decoder
+from gentrain.models.critics import Adversarial
 from gentrain.models.domains import Translator
 from gentrain.objectives.adversarial import Game, NonSaturating
 from gentrain.update import Objective

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from gentrain.models.base import Adversarial
+from gentrain.models.critics import Adversarial
 from gentrain.objectives.adversarial import Game, Round
 from gentrain.objectives.around import OnGame
 from gentrain.objectives.differentiable import Ahead

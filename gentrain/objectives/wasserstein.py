@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from gentrain.models.base import Adversarial
+from gentrain.models.critics import Adversarial
 from gentrain.objectives.adversarial import Game
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.types import PositiveFloat, PositiveInt

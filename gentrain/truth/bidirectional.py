@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gentrain.models.base import Bidirectional, Generative
+from gentrain.models.base import Generative
+from gentrain.models.critics import Bidirectional
 from gentrain.truth.base import Case, Verdict, claims
 from gentrain.truth.objectives import copies, train_alone
 

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from gentrain.models.base import (
-    Adversarial,
-    AutoencodingCritic,
-    Bidirectional,
     Codes,
     Decoder,
     Density,
@@ -23,6 +20,7 @@ from gentrain.models.base import (
     given,
 )
 from gentrain.models.continuous import ContinuousFlow
+from gentrain.models.critics import Adversarial, AutoencodingCritic, Bidirectional
 from gentrain.models.diffusion import Diffuses
 from gentrain.models.domains import Couples, TranslatesBack, Translator
 from gentrain.models.energies import Bounded, EnergyBased, Enumerable, Harmonium, PseudoLikelihood, Unnormalised

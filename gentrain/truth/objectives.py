@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gentrain.batch import Batch
 from gentrain.device import Device
-from gentrain.models.base import Adversarial, Density, Generative, LatentVariable, evenly, given, kind_given
+from gentrain.models.base import Density, Generative, LatentVariable, evenly, given, kind_given
+from gentrain.models.critics import Adversarial
 from gentrain.models.diffusion import Diffuses
 from gentrain.models.energies import EnergyBased, Enumerable, PseudoLikelihood, Unnormalised
 from gentrain.objectives.adversarial import Game
