@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from gentrain import config
 from gentrain.cli import main
+from gentrain.signatures import parameters
 
 GROUPS = config.groups()
 
@@ -42,6 +43,9 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
         ("trainer.stesp=3", ["Did you mean 'steps'?", "epochs"]),
         ("optim.learning_rate=1", ["optim.learning_rate", "lr"]),
         ("+model.depth=3", ["model.depth", "there is no such key"]),
+        ("data@data.of=mnst", ["data@data.of=mnst: there is no data 'mnst'", "Did you mean 'mnist'"]),
+        ("data=unpaired data@data.og=mnist", ["no key 'data.og'", "Valid:", "of, shape"]),
+        ("data=unpaired data@data.of=digits data.of.root=x", ["data.of.root=x: there is no key 'data.of.root'"]),
         ("+modell=vae", ["modell"]),
         ("++trainer.stesp=3", ["stesp", "Did you mean 'steps'?"]),
         ("model=null", ["model"]),
@@ -118,7 +122,7 @@ def test_every_option_composes_and_passes_the_checks(group: str):
         missing = [f"{s}.{k}=x" for s in ("data", "model") for k in cfg[s] if OmegaConf.is_missing(cfg[s], str(k))]
         plain = config.check(config.compose("train", [*overrides, *missing]))
         if "_target_" in plain[group]:
-            takes = config.parameters(plain[group]["_target_"])
+            takes = parameters(plain[group]["_target_"])
             assert set(takes) <= set(plain[group]), f"{group}={option} doesn't list every argument"
 
 

@@ -78,7 +78,8 @@ def test_installed_wheel_trains_in_an_empty_folder(
 ) -> None:
     before = contents(site)
     where = installed("-c", "import gentrain.config as c; print(c.__file__, c.conf_dir(), sep='\\n')")
-    assert where.stdout.splitlines() == [str(site / "gentrain" / "config.py"), str(site / "gentrain" / "conf")]
+    package = site / "gentrain"
+    assert where.stdout.splitlines() == [str(package / "config" / "__init__.py"), str(package / "conf")]
     result = installed("-m", "gentrain", "model=vae", "data=digits", "trainer.steps=20")
     assert result.returncode == 0, result.stderr
     (run,) = runs(tmp_path / "outputs")

@@ -233,3 +233,5 @@ def test_two_folders_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert folder.name == "folder-and-folder"
     assert main(["model=gan", "data=unpaired", "data@data.to=moons", f"output={tmp_path}/out"]) == 2
     assert "shape [1, 8, 8] and moons of [2]" in capsys.readouterr().err
+    assert main([*words, f"data.to.path={tmp_path}/gone"]) == 1
+    assert capsys.readouterr().err == f"gentrain: data.to.path={tmp_path}/gone is not a folder\n"

@@ -60,7 +60,7 @@ def assemble(cfg: DictConfig, device: Device) -> Assembly:
 def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembly:
     trust = plain["trust"]
     _, own = split_data(plain["data"])
-    source = config.build(own, trust)
+    source = config.build(own, trust, path="data")
     if not isinstance(source, Source):
         raise UsageError(f"data._target_={own['_target_']}: must return a gentrain.data.source.Source")
     _note_facts(cfg, source)
@@ -69,14 +69,14 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
     model = _build_model(plain, source)
     plain["data"]["dequantize"] = cfg.data.dequantize = _dequantize(plain["data"]["dequantize"], model, source)
     require_fit(model, config.locate(plain["objective"]["_target_"], trust), trust)
-    objective = config.build(plain["objective"], trust, Objective)
+    objective = config.build(plain["objective"], trust, Objective, "objective")
     objective.require(model)
     if objective.continues and source.order != "stream":
         raise UsageError(
             f"objective={type(objective).__name__}: goes on where the batch before ended, and the training examples of"
             f" data={source.spec.name} come shuffled; set data.order=stream, or objective=likelihood"
         )
-    optim = config.build(plain["optim"], trust, Optim)
+    optim = config.build(plain["optim"], trust, Optim, "optim")
     optim.check_parts(objective.parts)
     for part in objective.parts:
         optim.build(part, model.get_submodule(part))  # so that what it can't take is said before anything is written
@@ -151,7 +151,7 @@ def _note_facts(cfg: DictConfig, source: Source) -> None:
 
 
 def _build_model(plain: dict[str, Any], source: Source) -> Generative:
-    model = config.build(plain["model"], plain["trust"], Generative)
+    model = config.build(plain["model"], plain["trust"], Generative, "model")
     for fact in ("shape", "support"):
         if getattr(model, fact, None) is None:
             raise UsageError(f"model={plain['model']['_target_']}: sets no self.{fact} in its constructor")

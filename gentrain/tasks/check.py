@@ -148,7 +148,7 @@ def _check(assembly: Assembly, cfg: DictConfig, n: int) -> list[Check]:
 
     def fresh() -> Generative:
         with own_randomness(seed + 1):
-            return config.build(plain["model"], plain["trust"], Generative)
+            return config.build(plain["model"], plain["trust"], Generative, "model")
 
     resumes = carry_out("a resumed training is the uninterrupted one", lambda: exact_resume(cfg), seed)
     batches = [assembly.pipeline.batch(step) for step in range(WARM)]

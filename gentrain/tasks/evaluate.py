@@ -101,7 +101,7 @@ def prepare(settings: EvaluateSettings, device_settings: DeviceSettings) -> Trai
     plain = config.resolve(stored_config(state))
     plain["trust"] = settings.trust  # not the one that came with the run
     _, own = split_data(plain["data"])
-    data = config.build(own, settings.trust)
+    data = config.build(own, settings.trust, path="data")
     pipeline = make_pipeline(plain, data, model, device)
 
     def elsewhere(named: str | Mapping[str, Any]) -> Pipeline:

@@ -41,7 +41,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path:
     """Write what `cfg`, a composed `sample` configuration, asks for; the file's path."""
     plain = config.check_sampling(cfg)
     settings = SampleSettings(**{k: plain[k] for k in SampleSettings.__dataclass_fields__})
-    use = config.build(plain["kind"], settings.trust, Use)
+    use = config.build(plain["kind"], settings.trust, Use, "kind")
     kind = snake(type(use).__name__)
     sources = [Path(run).expanduser() for run in ([settings.run] if isinstance(settings.run, str) else settings.run)]
     if isinstance(settings.run, str):
@@ -104,7 +104,8 @@ def draw(source: Path, use: Use, settings: SampleSettings) -> Outcome:
     @functools.cache
     def data() -> Subject:
         _, own = split_data(trained["data"])
-        pipeline = make_pipeline(trained, config.build(own, settings.trust), model, Device(torch.device("cpu")))
+        source = config.build(own, settings.trust, path="data")
+        pipeline = make_pipeline(trained, source, model, Device(torch.device("cpu")))
         return Subject(model, pipeline, seed=settings.seed)
 
     with seeded(settings.seed):
