@@ -170,11 +170,28 @@ def test_codes_are_drawn_and_weighed_by_hand():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"categories": [], "numbers": 0}, "no codes to recognise"), ({"categories": [3, 1]}, "two or more")],
+    [
+        ({"categories": [], "numbers": 0}, "no codes to recognise"),
+        ({"categories": [3, 1]}, "two or more"),
+        ({"dense": [8]}, r"model.dense=\[8\] is for model.network=conv"),
+    ],
 )
 def test_codes_that_are_none(settings: dict, said: str):
     with pytest.raises(UsageError, match=said):
         InfoGAN((2,), **settings)
+
+
+def test_the_networks_of_the_paper_on_mnist_have_its_numbers_of_weights():
+    """Chen et al. 2016, appendix C.1: a fully connected layer of 1,024 beside two convolutions, in either player."""
+    model = InfoGAN((1, 28, 28), levels=256, network="conv", latent_dim=62, channels=64, dense=[1024])
+    base, kernel = 7 * 7 * 128, 4 * 4
+    generator = 74 * 1024 + 2 * 1024 + 1024 * base + 2 * 128 + kernel * 128 * 64 + 2 * 64 + kernel * 64 + 1
+    trunk = kernel * 64 + 64 + kernel * 64 * 128 + 2 * 128 + base * 1024 + 2 * 1024
+    heads = 1024 + 1 + 1024 * 128 + 128 + 128 * 12 + 12
+    assert sum(p.numel() for p in model.generator.parameters()) == generator
+    assert sum(p.numel() for p in model.discriminator.parameters()) == trunk + heads
+    x = model.sample(2)
+    assert x.shape == (2, 1, 28, 28) and model.features(x).shape == (2, 1024)
 
 
 # --- categories as a game of their own --------------------------------------------------------------------------------

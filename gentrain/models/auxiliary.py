@@ -37,7 +37,7 @@ class Form:
     """What the networks of both players are built from; the arguments are those of the models.
 
     Raises:
-        UsageError: `conv` for what is no square image, or `channels` for an mlp.
+        UsageError: `conv` for what is no square image, or `channels` or `dense` for an mlp.
     """
 
     shape: tuple[int, ...]
@@ -49,12 +49,15 @@ class Form:
     norm: str | None
     discriminator_norm: str | None
     spectral_norm: bool
+    dense: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         shape = self.shape
         if not self.convolves:
             if self.channels is not None:
                 raise UsageError(f"model.channels={self.channels} is for model.network=conv; an mlp has model.hidden")
+            if self.dense:
+                raise UsageError(f"model.dense={list(self.dense)} is for model.network=conv; an mlp has model.hidden")
         elif len(shape) != 3 or self.levels is None:
             raise UsageError(f"model.network=conv takes images, and one example here has shape {shape}; use mlp")
         elif shape[1] != shape[2] or not SMALLEST <= shape[1] <= LARGEST:
@@ -78,7 +81,7 @@ class Form:
         """(B, inputs) -> (B, *shape)."""
         norm = self._norm(self.norm)
         if self.convolves:
-            network = conv_generator(inputs, self.shape, self.channels or 64, norm)
+            network = conv_generator(inputs, self.shape, self.channels or 64, norm, self.dense)
             return network.apply(radford)
         return dense_generator(inputs, self.hidden, self.shape, norm, bounded=self.levels is not None)
 
@@ -87,7 +90,7 @@ class Form:
         norm = self._norm(self.discriminator_norm or self.norm)
         if self.convolves:
             channels, *sides = self.shape
-            critic = conv_critic((channels + further, *sides), self.channels or 64, norm, Minibatch())
+            critic = conv_critic((channels + further, *sides), self.channels or 64, norm, Minibatch(), self.dense)
         else:
             hidden = self.discriminator_hidden
             units = list(reversed(self.hidden)) if hidden is None else list(hidden)

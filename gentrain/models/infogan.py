@@ -86,6 +86,8 @@ class InfoGAN(Auxiliary, Categorises, Factors, Codes):
         code_hidden: units of Q's own hidden layer; None is none.
         code_deviation: σ; None learns it. The information of a number has no ceiling then and can crowd out that of the
             categories: give it a small weight.
+        dense: units of fully connected layers before a generator's convolutions and, in the same order, after a
+            critic's: one of 1,024 in the paper, on MNIST.
         shape, levels, network, hidden, discriminator_hidden, channels, norm, discriminator_norm, spectral_norm: as of
             the `CGAN`.
 
@@ -113,6 +115,7 @@ class InfoGAN(Auxiliary, Categorises, Factors, Codes):
         hidden: Sequence[PositiveInt] = (256, 512),
         discriminator_hidden: Sequence[PositiveInt] | None = None,
         channels: PositiveInt | None = None,
+        dense: Sequence[PositiveInt] = (),
         norm: Literal["batch", "none", "layer"] | None = None,
         discriminator_norm: Literal["batch", "none", "layer"] | None = None,
         spectral_norm: bool = False,
@@ -126,7 +129,7 @@ class InfoGAN(Auxiliary, Categorises, Factors, Codes):
             raise UsageError(f"model.categories={list(categories)}: each is a choice of two or more")
         form = Form(
             tuple(shape), levels, network, hidden, discriminator_hidden, channels, norm, discriminator_norm,
-            spectral_norm,
+            spectral_norm, dense,
         )  # fmt: skip
         self.shape, self.support = form.shape, form.support
         self.latent_dim, self.choices, self.numbers = latent_dim, tuple(categories), numbers

@@ -106,14 +106,20 @@ def dense_critic(
     return Network([*layers, *minibatch.last(sizes[-1], 0, norm.rows)], _examples(shape, norm))
 
 
-def conv_generator(latent: int, shape: tuple[int, ...], channels: int, norm: Norm) -> Network:
-    """(B, latent) -> (B, *shape), square images in [-1, 1], by DCGAN's guidelines."""
+def conv_generator(
+    latent: int, shape: tuple[int, ...], channels: int, norm: Norm, dense: Sequence[int] = ()
+) -> Network:
+    """(B, latent) -> (B, *shape), square images in [-1, 1], by DCGAN's guidelines, but for `dense`, the units of fully
+    connected layers before the first convolution."""
     sides = halvings(shape[1])
     depth = len(sides) - 1
     widths = [channels << i for i in range(depth)]
-    layers: list[nn.Module] = [
-        nn.Unflatten(1, (latent, 1, 1)),
-        nn.ConvTranspose2d(latent, widths[-1], sides[-1], bias=norm.bias),  # 1x1 -> the base of the pyramid
+    layers: list[nn.Module] = []
+    for d_in, d_out in pairwise([latent, *dense]):
+        layers += [nn.Linear(d_in, d_out, bias=norm.bias), *norm.layers(d_out, 0), nn.ReLU()]
+    layers += [
+        nn.Unflatten(1, ([latent, *dense][-1], 1, 1)),
+        nn.ConvTranspose2d([latent, *dense][-1], widths[-1], sides[-1], bias=norm.bias),  # 1x1 -> the pyramid's base
     ]
     for i in reversed(range(1, depth)):
         up = double(widths[i], widths[i - 1], (sides[i], sides[i]), bias=norm.bias)
@@ -122,15 +128,23 @@ def conv_generator(latent: int, shape: tuple[int, ...], channels: int, norm: Nor
     return Network(layers, _codes(latent, norm))
 
 
-def conv_critic(shape: tuple[int, ...], channels: int, norm: Norm, minibatch: Minibatch) -> Network:
-    """(B, *shape), square images -> one number an example, by DCGAN's guidelines."""
+def conv_critic(
+    shape: tuple[int, ...], channels: int, norm: Norm, minibatch: Minibatch, dense: Sequence[int] = ()
+) -> Network:
+    """(B, *shape), square images -> one number an example, by DCGAN's guidelines, but for `dense`, the units of fully
+    connected layers after the last convolution."""
     sides = halvings(shape[1])
     layers: list[nn.Module] = [halve(shape[0], channels), leaky()]
     for i in range(1, len(sides) - 1):
         width = channels << i
         layers += [halve(width // 2, width, bias=norm.bias), *norm.layers(width, 2), leaky()]
-    last = minibatch.last(channels << (len(sides) - 2), sides[-1], norm.rows)
-    return Network([*layers, *last], _examples(shape, norm))
+    width, side = channels << (len(sides) - 2), sides[-1]
+    if dense:
+        layers.append(nn.Flatten())
+        for d_in, d_out in pairwise([width * side**2, *dense]):
+            layers += [nn.Linear(d_in, d_out, bias=norm.bias), *norm.layers(d_out, 0), leaky()]
+        width, side = dense[-1], 0
+    return Network([*layers, *minibatch.last(width, side, norm.rows)], _examples(shape, norm))
 
 
 def metz_generator(latent: int, shape: tuple[int, ...], channels: int, norm: Norm) -> Network:
