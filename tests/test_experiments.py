@@ -120,7 +120,7 @@ class TestShipped:
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr("gentrain.evaluation.features.STEPS", 3)  # of the classifier that judges samples
+        monkeypatch.setattr("gentrain.evaluation.classifier.STEPS", 3)  # of the classifier that judges samples
         small = [
             *_data(name, tmp_path),
             "data.validation=null",

@@ -32,7 +32,7 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.ais import AIS, MURRAY, ReverseAIS, anneal, betas, log_mean
 from gentrain.evaluation.decoder_ais import DecoderAIS, PosteriorPath, gaussian, own
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, seeded
-from gentrain.evaluation.features import samples
+from gentrain.evaluation.judged import samples
 from gentrain.evaluation.likelihood import ELBO, IWAE, Exact, Pseudo, findings
 from gentrain.evaluation.parzen import Parzen, parzen_log_likelihood
 from gentrain.models.base import Decoder, Density, Generative, LatentVariable

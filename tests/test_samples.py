@@ -24,26 +24,15 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source, Split, make_source
 from gentrain.data.synthetic import bars, grid, grid_centres, ring, ring_centres
 from gentrain.errors import DataError, GentrainError, UsageError
-from gentrain.evaluation import features, ledger
+from gentrain.evaluation import classifier, features, judged, ledger
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, seeded
+from gentrain.evaluation.frechet import FID, frechet, moments
+from gentrain.evaluation.kernels import KID, MMD, Gaussians, median_distance, polynomial, unbiased_mmd
+from gentrain.evaluation.manifolds import PRDC, manifolds
 from gentrain.evaluation.memorisation import Nearest
 from gentrain.evaluation.modes import MixtureModes, ModeCoverage, divergence
-from gentrain.evaluation.samples import (
-    FID,
-    KID,
-    MMD,
-    PRDC,
-    SWD,
-    Gaussians,
-    frechet,
-    jackknife,
-    manifolds,
-    median_distance,
-    moments,
-    polynomial,
-    unbiased_mmd,
-    wasserstein,
-)
+from gentrain.evaluation.paired import jackknife
+from gentrain.evaluation.sliced import SWD, wasserstein
 from gentrain.models.base import Generative
 
 Draw = Callable[[int], Tensor]
@@ -178,7 +167,7 @@ def double_loop(x: Tensor, y: Tensor, k: Callable[[Tensor, Tensor], float]) -> f
 
 
 def test_mmd_is_the_double_sum(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("gentrain.evaluation.samples.ROWS", 2)  # blocks of blocks
+    monkeypatch.setattr("gentrain.evaluation.kernels.ROWS", 2)  # blocks of blocks
     x, y = torch.randn(17, 3, dtype=torch.float64), torch.randn(11, 3, dtype=torch.float64) + 0.5
     kid = double_loop(x, y, lambda a, b: (float(a @ b) / 3 + 1) ** 3)
     assert unbiased_mmd(x, y, polynomial, blocks=3)[0] == pytest.approx(kid, rel=1e-9)
@@ -241,7 +230,7 @@ def clouds(kind: str) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("kind", ["reals", "bits"])
 def test_prdc_is_what_loops_give(kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("gentrain.evaluation.samples.ROWS", 7)
+    monkeypatch.setattr("gentrain.evaluation.manifolds.ROWS", 7)
     real, fake = clouds(kind)
     found = manifolds(fake, real, 3)
     for metric, value in naive(fake, real, 3).items():
@@ -418,10 +407,10 @@ def test_modes_of_labelled_images():
 def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An empty cache of one's own, and short trainings that are counted."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "STEPS", 5)
+    monkeypatch.setattr(classifier, "STEPS", 5)
     trained: list[int] = []
-    train = features._train
-    monkeypatch.setattr(features, "_train", lambda of: trained.append(1) or train(of))
+    train = classifier._train
+    monkeypatch.setattr(classifier, "_train", lambda of: trained.append(1) or train(of))
     return trained
 
 
@@ -430,7 +419,7 @@ def fresh(support: Any = "unit", **settings: Any) -> Subject:
 
 
 def test_the_classifier_is_good():
-    judge_ = features.classifier(fresh())
+    judge_ = classifier.classifier(fresh())
     assert judge_.accuracy > 0.97 and judge_.split == "test" and judge_.n == 270  # logistic regression has 0.96
     x, y = fresh().labelled("validation")
     assert float((judge_.network(x).argmax(1) == y).double().mean()) > 0.95
@@ -439,25 +428,25 @@ def test_the_classifier_is_good():
 
 
 def test_a_classifier_is_trained_once(counted: list[int]):
-    first = features.classifier(fresh())
+    first = classifier.classifier(fresh())
     of = fresh()
-    second = features.classifier(of)
-    assert features.classifier(of) is second and len(counted) == 1
+    second = classifier.classifier(of)
+    assert classifier.classifier(of) is second and len(counted) == 1
     assert first.sha256 == second.sha256 and first.accuracy == second.accuracy
     x = torch.rand(4, 1, 8, 8)
     assert torch.equal(first.network(x), second.network(x))
     # grey levels are one representation, whatever the support; bits and other splits are others
-    assert features.classifier(fresh("signed")).sha256 == first.sha256 and len(counted) == 1
-    assert features.classifier(fresh("binary")).sha256 != first.sha256 and len(counted) == 2
-    assert features.classifier(fresh(validation=100)).sha256 != first.sha256 and len(counted) == 3
+    assert classifier.classifier(fresh("signed")).sha256 == first.sha256 and len(counted) == 1
+    assert classifier.classifier(fresh("binary")).sha256 != first.sha256 and len(counted) == 2
+    assert classifier.classifier(fresh(validation=100)).sha256 != first.sha256 and len(counted) == 3
 
 
 def test_training_is_a_function_of_the_data(counted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = features.classifier(fresh("unit")).sha256
+    first = classifier.classifier(fresh("unit")).sha256
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    assert features.classifier(fresh("signed")).sha256 == first and len(counted) == 2
+    assert classifier.classifier(fresh("signed")).sha256 == first and len(counted) == 2
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -465,25 +454,25 @@ def test_training_is_a_function_of_the_data(counted: list[int], tmp_path: Path, 
 def test_a_damaged_classifier_is_noticed(
     suffix: str, counted: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    first = features.classifier(fresh())
+    first = classifier.classifier(fresh())
     (path,) = (tmp_path / "gentrain" / "classifiers").glob(f"*{suffix}")
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if suffix == ".pt" else 15] ^= 1
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        again = features.classifier(fresh())
+        again = classifier.classifier(fresh())
     assert len(counted) == 2 and again.sha256 == first.sha256
     assert "damaged" in caplog.text and "training the classifier again" in caplog.text
-    features.classifier(fresh())
+    classifier.classifier(fresh())
     assert len(counted) == 2
 
 
 def test_of_two_processes_one_trains(tmp_path: Path):
     script = (
-        "import test_samples, torch; from gentrain.evaluation import features\n"
-        "train = features._train; features.STEPS = 60\n"
-        "features._train = lambda of: print('trained') or train(of)\n"
-        "print(features.classifier(test_samples.fresh()).sha256)"
+        "import test_samples, torch; from gentrain.evaluation import classifier\n"
+        "train = classifier._train; classifier.STEPS = 60\n"
+        "classifier._train = lambda of: print('trained') or train(of)\n"
+        "print(classifier.classifier(test_samples.fresh()).sha256)"
     )
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
     both = [subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True) for _ in "ab"]
@@ -495,7 +484,7 @@ def test_points_have_a_classifier_too():
     source = ring(n=2000)
     x, y = source.splits["test"].x, source.splits["test"].y
     of = subject(source, lambda n: torch.randn(n, 2))
-    assert float((features.classifier(of).network(x).argmax(1) == y).double().mean()) == 1
+    assert float((classifier.classifier(of).network(x).argmax(1) == y).double().mean()) == 1
     assert judge(FID(n_fake=100, features="classifier"), of)["fid"].unit == "squared distance (classifier)"
     assert judge(FID(n_fake=100), of)["fid"].unit == "squared distance (pixels)"
 
@@ -508,9 +497,10 @@ def test_estimators_share_their_samples(monkeypatch: pytest.MonkeyPatch):
     estimators = [FID(n_fake=2500), KID(n_fake=1500), SWD(n_fake=2500), PRDC(n_fake=2500), Nearest(n_fake=500)]
     shared = [judge(e, of) for e in estimators]
     assert of.model.calls == 3  # type: ignore[attr-defined]
-    assert len(list(features.samples(of, 3000))) == 3 and of.model.calls == 3  # type: ignore[attr-defined]
+    assert len(list(judged.samples(of, 3000))) == 3 and of.model.calls == 3  # type: ignore[attr-defined]
     # each alone, with nothing kept, finds the same
-    monkeypatch.setattr(features, "KEPT", 0)
+    for module in (judged, features):
+        monkeypatch.setattr(module, "KEPT", 0)
     for estimator, found in zip(reversed(estimators), reversed(shared), strict=True):
         alone = judge(estimator, of)
         assert {m: f.value for m, f in alone.items()} == {m: f.value for m, f in found.items()}
@@ -521,24 +511,24 @@ def test_estimators_share_their_samples(monkeypatch: pytest.MonkeyPatch):
 def test_samples_are_a_function_of_the_seed_alone():
     source = points(torch.randn(10, 2))
     torch.manual_seed(1)
-    few = torch.cat(list(features.samples(subject(source, lambda n: torch.randn(n, 2)), 10)))
+    few = torch.cat(list(judged.samples(subject(source, lambda n: torch.randn(n, 2)), 10)))
     after = torch.randn(1)
     torch.manual_seed(2)
-    many = torch.cat(list(features.samples(subject(source, lambda n: torch.randn(n, 2)), 1500)))
+    many = torch.cat(list(judged.samples(subject(source, lambda n: torch.randn(n, 2)), 1500)))
     assert many.shape == (1500, 2) and torch.equal(many[:10], few) and len(many.unique(dim=0)) == 1500
     torch.manual_seed(1)
     assert torch.equal(torch.randn(1), after)  # nothing was taken from the caller's generator
-    (other,) = features.samples(subject(source, lambda n: torch.randn(n, 2), seed=1), 10)
+    (other,) = judged.samples(subject(source, lambda n: torch.randn(n, 2), seed=1), 10)
     assert not torch.equal(other, few)
 
 
 def test_what_was_kept_goes_with_its_subject():
-    before = len(features._shelves)
+    before = len(judged._shelves)
     of = subject(points(torch.randn(100, 2)), lambda n: torch.randn(n, 2))
     judge(FID(n_fake=100), of)
-    assert len(features._shelves) == before + 1
+    assert len(judged._shelves) == before + 1
     del of
-    assert len(features._shelves) == before
+    assert len(judged._shelves) == before
 
 
 def test_fewer_examples_are_drawn_over_the_whole_split():
@@ -550,11 +540,11 @@ def test_fewer_examples_are_drawn_over_the_whole_split():
     assert float(found[0].mean()) == pytest.approx(499.5, abs=4 * 288.7 / 10)
 
 
-def judged(*estimators: Estimator) -> list[Any]:
+def kinds(*estimators: Estimator) -> list[Any]:
     return [pytest.param(e, id=type(e).__name__) for e in estimators]
 
 
-@pytest.mark.parametrize("estimator", judged(FID(), KID(), MMD(), SWD(), PRDC(), Nearest(), ModeCoverage()))
+@pytest.mark.parametrize("estimator", kinds(FID(), KID(), MMD(), SWD(), PRDC(), Nearest(), ModeCoverage()))
 def test_tokens_are_refused(estimator: Estimator):
     of = subject(pydoc(length=8), lambda n: torch.zeros(n, 8), "tokens")
     assert "tokens" in (estimator.unfit(of) or "")

@@ -16,8 +16,8 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Source, Split, make_source
 from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation.adaptation import Adaptation, Coupling
+from gentrain.evaluation.classifier import classifier
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, seeded
-from gentrain.evaluation.features import classifier
 from gentrain.evaluation.standard import standard
 from gentrain.evaluation.translation import Translation
 from gentrain.models.base import Generative

@@ -42,7 +42,7 @@ def test_a_training_is_watched_and_learns_the_same(tmp_path: Path):
 
 def test_classifiers_of_the_data_watch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("gentrain.evaluation.features.STEPS", 3)  # of the classifier that judges samples
+    monkeypatch.setattr("gentrain.evaluation.classifier.STEPS", 3)  # of the classifier that judges samples
     words = [
         "model=gan",
         "data=digits",

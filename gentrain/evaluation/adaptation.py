@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gentrain import pictures
+from gentrain.evaluation.classifier import Classifier, classifier
 from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, mean_and_error
-from gentrain.evaluation.features import CHUNK, Classifier, classifier, finite, labelled, unit
+from gentrain.evaluation.judged import CHUNK, finite, labelled, unit
 from gentrain.evaluation.translation import of_domain
 from gentrain.models.domains import Adapts, Couples
 from gentrain.types import PositiveInt

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from gentrain.data.captions import stroke_width
+from gentrain.evaluation.classifier import classifier
 from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
-from gentrain.evaluation.features import CHUNK, classifier, finite, unit
+from gentrain.evaluation.judged import CHUNK, finite, unit
 from gentrain.models.base import Conditional
 from gentrain.types import PositiveInt
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from gentrain.evaluation.features import Network
+    from gentrain.evaluation.classifier import Network
 
 
 class PerChannel(nn.Module):
@@ -21,7 +21,7 @@ class PerChannel(nn.Module):
         network: of images (B, 1, H, W).
 
     >>> import torch
-    >>> from gentrain.evaluation.features import Network
+    >>> from gentrain.evaluation.classifier import Network
     >>> PerChannel(Network((1, 8, 8), classes=10))(torch.zeros(5, 3, 8, 8)).shape
     torch.Size([5, 1000])
     """

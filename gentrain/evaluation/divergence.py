@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
-from gentrain.evaluation.features import samples
+from gentrain.evaluation.judged import samples
 from gentrain.evaluation.likelihood import over_examples
 from gentrain.models.base import Density
 from gentrain.models.continuous import ContinuousFlow, density_kind

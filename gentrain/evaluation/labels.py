@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gentrain.evaluation.classifier import classifier
 from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
-from gentrain.evaluation.features import CHUNK, classifier, finite, labelled, unit
+from gentrain.evaluation.judged import CHUNK, finite, labelled, unit
 from gentrain.models.base import Categorises, Conditional
 from gentrain.types import PositiveInt
 

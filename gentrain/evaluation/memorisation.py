@@ -13,7 +13,8 @@ from torch import Tensor
 from gentrain import pictures
 from gentrain.evaluation.codes import nearest
 from gentrain.evaluation.estimator import Estimator, Finding, Picture, Subject, mean_and_error
-from gentrain.evaluation.features import examples, samples, space
+from gentrain.evaluation.features import space
+from gentrain.evaluation.judged import examples, samples
 from gentrain.types import OpenFraction, PositiveInt
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from gentrain.evaluation.classifier import classifier
 from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Subject
-from gentrain.evaluation.features import Space, classifier, how_many, labelled, samples
+from gentrain.evaluation.features import Space
+from gentrain.evaluation.judged import how_many, labelled, samples
 from gentrain.types import Fraction, PositiveFloat, PositiveInt
 
 RESAMPLES = 200  # of the bootstrap

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
-from gentrain.evaluation.features import representation, samples, unit
+from gentrain.evaluation.judged import representation, samples, unit
 from gentrain.models.base import Generative, LatentVariable, evenly
 from gentrain.models.gdae import DenoisingChain
 from gentrain.types import PositiveFloat, PositiveInt

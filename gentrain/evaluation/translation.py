@@ -12,10 +12,12 @@ from torch import Tensor
 from gentrain.batch import Batch
 from gentrain.data.pipeline import Pipeline
 from gentrain.errors import UsageError
+from gentrain.evaluation.classifier import classifier
 from gentrain.evaluation.codes import binomial_error
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, mean_and_error
-from gentrain.evaluation.features import classifier, finite, labelled, space, unit
-from gentrain.evaluation.samples import frechet_estimate
+from gentrain.evaluation.features import space
+from gentrain.evaluation.frechet import frechet_estimate
+from gentrain.evaluation.judged import finite, labelled, unit
 from gentrain.models.domains import TranslatesBack, Translator
 from gentrain.types import PositiveInt
 
