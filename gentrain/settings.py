@@ -228,6 +228,16 @@ class CompareSettings:
     traceback: bool
 
 
+def says_where(key: str) -> bool:
+    """Whether a setting says only where a data set lies and whether it may be fetched; of a nested one too.
+
+    >>> says_where("data.root"), says_where("data.of.download"), says_where("data.path")
+    (True, True, False)
+    """
+    section, _, last = key.rpartition(".")
+    return section.split(".")[0] == "data" and last in ("root", "download")
+
+
 def split_data(node: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The shared settings of a `data` node and, apart, what the data set's own function takes."""
     shared = {key: node[key] for key in DataSettings.__dataclass_fields__ if key in node}

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentrain import checkpoint
+from gentrain.average import RunningAverage
 from gentrain.data.pipeline import Pipeline
 from gentrain.device import Device, rng_state, set_rng_state
 from gentrain.errors import Interrupted, NonFiniteError
@@ -61,7 +61,7 @@ class Trainer:
         self.report, self.keeper, self.look, self.config = report, keeper, look, config
         self.parts = {name: Part(name, model, optim, settings.clip, device) for name in objective.parts}
         self.ema = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+            RunningAverage(model, settings.ema)
             if settings.ema is not None and objective.parts  # counts and stored examples have no running average
             else None
         )

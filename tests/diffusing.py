@@ -21,6 +21,9 @@ class Optimal(nn.Module):
         self.chain, self.predict, self.steps = model.chain, model.predict, model.steps
         self.mean, self.covariance = mean.double(), covariance.double()
 
+    def require_unlabelled(self) -> None:
+        """It knows no labels."""
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (step,) = (t * self.steps).round().long().unique().tolist()
         left, z = self.chain.alpha_bar[step], x.double().flatten(1)

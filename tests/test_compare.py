@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 import gentrain
+from gentrain import config
 from gentrain.cli import main
 from gentrain.comparison.ranking import rank
 from gentrain.comparison.table import Block, Comparison
@@ -208,12 +209,21 @@ class TestBlocks:
         with pytest.raises(UsageError, match="can't be ranked together"):
             rank([a_row(-86.0), a_row(-50.0, **other)])
 
+    def test_pictures_are_judged_on_one_scale(self, make: Make, place: Path):
+        """A Frechet distance sees examples on [0, 1], whatever the model's support; bits are other examples."""
+        what: dict[str, Any] = {"metric": "fid", "kind": "fid", "unit": "squared distance (classifier)"}
+        protocols = ["signed", "levels", "real, scaled to [0,1]", "unit", "binary, static binarization"]
+        for i, protocol in enumerate(protocols):
+            row = a_row(float(i), support=protocol.split(",")[0], protocol=protocol, **what)
+            make(f"r{i}", [row], lr=0.1 * (i + 1))
+        assert sorted(len(block.entries) for block in gentrain.compare(place).blocks) == [1, 4]
+
     def test_data_sets_are_kept_apart(self, make: Make, place: Path):
         make("a", [a_row()])
         path = make("b", [a_row()], k=2)
-        config = yaml.safe_load((path / "config.yaml").read_text())
-        config["data"] |= {"_target_": "gentrain.data.synthetic.bars", "size": 3}
-        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        told = yaml.safe_load((path / "config.yaml").read_text())
+        told["data"] |= {"_target_": "gentrain.data.synthetic.bars", "size": 3}
+        (path / "config.yaml").write_text(yaml.safe_dump(told))
         assert [(block.data, len(block.entries)) for block in gentrain.compare(place).blocks] == [
             ("bars", 1), ("digits", 1)
         ]  # fmt: skip
@@ -504,3 +514,20 @@ def test_real_runs_through_the_command(train, cli, tmp_path: Path):
     assert cli("compare", "out=page.html").returncode == 0
     page = Page((tmp_path / "page.html").read_text())
     assert [tag for tag, _ in page.tags].count("img") == 1
+
+
+def test_where_a_set_lies_is_no_part_of_what_was_learned(tmp_path: Path):
+    """Not of a nested one either: two machines keep their files in different places."""
+    from gentrain.comparison.runs import read
+    from gentrain.tasks import reproduce, resume
+
+    for key in ("data.root", "data.of.root", "data.to.download"):
+        assert reproduce._free(key) and resume._is_free(key), key
+    assert not reproduce._free("data.of.path") and not resume._is_free("data.of.path")
+    words = []
+    for root in ("here", "there"):
+        cfg = config.compose("train", ["model=pix2pix", "data=paired", "data@data.of=mnist", f"data.of.root={root}"])
+        (tmp_path / root).mkdir()
+        (tmp_path / root / "config.yaml").write_text(yaml.safe_dump(config.stored(cfg)))
+        words.append(read(tmp_path / root).data)
+    assert words[0] == words[1] and "of=mnist" in words[0]

@@ -135,6 +135,8 @@ def test_what_is_known_has_the_noise_of_its_time_while_the_rest_is_drawn():
     optimal = model.network
 
     class Watching(nn.Module):
+        def require_unlabelled(self) -> None: ...
+
         def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
             seen.append((round(100 * float(t[0])), x[:, 0].mean().item(), x[:, 0].std().item()))
             return optimal(x, t, y)

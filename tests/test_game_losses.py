@@ -19,7 +19,7 @@ from gentrain.errors import UsageError
 from gentrain.models.autoencoding_gan import AutoencodingGAN
 from gentrain.models.critics import Adversarial
 from gentrain.models.gan import GAN
-from gentrain.objectives.adversarial import Game
+from gentrain.objectives.adversarial import Game, LabelSmoothing
 from gentrain.objectives.began import BEGAN
 from gentrain.objectives.boundary_seeking import BoundarySeeking
 from gentrain.objectives.ebgan import EBGAN, pulling_away
@@ -374,3 +374,17 @@ def test_an_autoencoding_gan_of_images(network: str):
 def test_a_constructor_in_another_file_is_checked_too():
     with pytest.raises(UsageError, match=r"objective\.discriminator_steps=0: must be a whole number of at least 1"):
         config.check(config.compose("train", ["model=gan", "objective=hinge", "objective.discriminator_steps=0"]))
+
+
+@pytest.mark.parametrize(("smoothing", "beta"), [(0.1, 0.0), (0.2, 0.3)])
+def test_smoothed_labels_are_told_apart_where_data_and_model_are_equally_likely(smoothing: float, beta: float):
+    """The best D, ((1-α) p_data + β p_G)/(p_data + p_G), lies above the boundary just where p_data > p_G."""
+    game = LabelSmoothing(smoothing, beta)
+    ratio = torch.tensor([0.5, 0.99, 1.01, 2.0])
+    best = torch.logit(((1 - smoothing) * ratio + beta) / (1 + ratio))
+    assert game.boundary is not None and (best > game.boundary).tolist() == [False, False, True, True]
+
+
+def test_smoothed_labels_the_wrong_way_round_are_refused():
+    with pytest.raises(UsageError, match=r"objective.beta=0.9: .* objective.smoothing = 0.1"):
+        LabelSmoothing(0.9, 0.9)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Recorder, bare_trainer, differences, fit, learned
+from helpers import Recorder, bare_trainer, build, differences, fit, learned
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
@@ -478,3 +478,13 @@ def test_tokens_have_no_distances():
 
     pipeline = Pipeline(pydoc(), "tokens", batch_size=20, seed=0)
     assert health.examine(Subject(Unmeasured(), pipeline, "validation"), SEED, thorough=True) == []
+
+
+@pytest.mark.parametrize("held_out", [1, 101])
+def test_an_example_left_over_is_no_batch_for_batch_normalisation(held_out: int):
+    made = build("model=gan", "model.norm=batch", "model.discriminator_norm=batch", "data=digits")
+    source = digits(validation=held_out)
+    subject = Subject(made.model, Pipeline(source, "signed", 20, 0), split="validation")
+    with torch.no_grad():
+        signs = list(health.discriminator(health.Patient(subject, "validation", None, made.objective)))
+    assert len(signs) == (0 if held_out == 1 else 1)

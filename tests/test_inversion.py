@@ -182,3 +182,9 @@ def test_a_model_that_never_makes_a_label_says_so(tmp_path: Path):
     subject = Subject(Sided(), points(tmp_path, "far", x, np.arange(20) % 2))
     with pytest.raises(UsageError, match="none has the label 1"):
         Arithmetic(source=0, target=1)(subject.model, 8, lambda: subject)
+
+
+def test_no_anogan_by_a_critic_that_judges_batches():
+    made = build("model=gan", "model.minibatch_features=2")
+    why = AnoGAN("other", steps=1).unfit(Subject(made.model, made.pipeline))
+    assert why and "depend on its batch; set model.minibatch_features=0" in why

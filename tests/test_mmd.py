@@ -101,8 +101,20 @@ def test_held_out_numbers_average_to_the_unbiased_estimate():
     torch.manual_seed(4)
     x, y = torch.randn(9, 2), torch.randn(9, 2) + 0.5
     score = MMD([1.0], relative=False).validate(Fixed(y), Batch(x))["mmd"]
-    assert score.values.shape == (9,) and (score.kind, score.unit) == ("mmd", "kernel")
+    assert score.values.shape == (9,) and (score.kind, score.unit) == ("mmd", "kernel of 1 between examples")
     assert score.values.mean().item() == pytest.approx(loops(x, y, [1.0], unbiased=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0])
+def test_the_error_of_a_held_out_number_is_its_scatter(shift: float):
+    torch.manual_seed(5)
+    values, errors = [], []
+    for _ in range(400):
+        y = torch.randn(200, 2) + shift
+        score = MMD([1.0], relative=False).validate(Fixed(y), Batch(torch.randn(200, 2)))["mmd"].values
+        values.append(score.mean())
+        errors.append(score.std() / math.sqrt(len(score)))
+    assert torch.stack(errors).mean().item() == pytest.approx(torch.stack(values).std().item(), rel=0.15)
 
 
 def test_a_wide_kernel_matches_mean_and_variance():

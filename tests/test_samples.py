@@ -355,6 +355,7 @@ def test_modes_of_a_mixture(source: Source, centres: Tensor):
         p = torch.tensor([6 / 7, 1 / 7])
         assert found["mode_kl"].value == pytest.approx(float((p * (p * modes).log()).sum()), rel=1e-6)
         assert found["high_quality"].stderr == pytest.approx(math.sqrt(0.875 * 0.125 / 1000))
+        assert found["mode_kl"].n == 875, "it is of the samples at modes alone"
     assert found["modes_hit"].settings["modes"] == modes
 
 
@@ -367,6 +368,9 @@ def test_data_hit_all_modes_with_the_share_of_a_gaussian():
     assert found["modes_hit"].value == 8 and found["modes_hit"].stderr == 0
     assert quality.value == pytest.approx(1 - math.exp(-4.5), abs=4 * quality.stderr)
     nowhere = judge(MixtureModes(n_fake=100), subject(source, lambda n: torch.full((n, 2), 50.0)))
+    one = torch.tensor([[0.0, 2.0]])  # one sample at a mode, of which nothing follows about shares
+    lost = judge(MixtureModes(n_fake=100), subject(source, lambda n: torch.cat([one, torch.full((n - 1, 2), 50.0)])))
+    assert lost["modes_hit"].value == 1 and "mode_kl" not in lost
     assert nowhere["modes_hit"].value == 0 and nowhere["high_quality"].value == 0 and "mode_kl" not in nowhere
 
 

@@ -22,6 +22,7 @@ from gentrain.models.cascade import down
 from gentrain.models.stackgan import StackGAN, Stage
 from gentrain.objectives.adversarial import NonSaturating, Round
 from gentrain.objectives.hinge import Hinge
+from gentrain.objectives.regularisers import Regularisers
 from gentrain.objectives.stackgan import Matching, TwoStages, another
 from gentrain.optim import Adam
 from gentrain.truth.base import differences
@@ -87,15 +88,15 @@ def test_another_label_is_any_but_the_own_as_often():
 
 
 class Fixed(nn.Module):
-    """A critic that says for real images, generated ones and wrong labels what it is given, and counts its passes."""
+    """A critic that says for real images, generated ones and wrong labels what it is given, and keeps what it sees."""
 
     def __init__(self, critic: nn.Module, real: Tensor):
         super().__init__()
-        self.critic, self.real, self.passes = critic, real, 0
+        self.critic, self.real, self.seen = critic, real, list[Tensor]()
         self.scale = nn.Parameter(torch.ones(()))
 
     def trunk(self, x: Tensor) -> Tensor:
-        self.passes += 1
+        self.seen.append(x)
         return torch.full((len(x), 1), 1.0 if torch.equal(x, self.real) else -3.0)
 
     def forward(self, features: Tensor, words: Tensor) -> Tensor:
@@ -116,11 +117,14 @@ def test_the_losses_by_hand_and_that_a_critic_looks_once_at_each_image():
     wanted = (softplus(-own) + softplus(-3 * own)) / 2 + (softplus(-own) + softplus(other)) / 2
     assert loss.item() == pytest.approx(wanted.mean().item(), rel=1e-5)
     assert metrics["d_mismatched"].item() == pytest.approx(torch.sigmoid(other).mean().item(), rel=1e-5)
-    assert critic.passes == 2  # real and generated; the wrong labels join what the first of them found
+    assert len(critic.seen) == 2  # real and generated; the wrong labels join what the first of them found
     loss, metrics = Matching(kl=0.5).generator_step(stage, table, None)
     kl = stage.divergence(y).mean()
     assert loss.item() == pytest.approx((softplus(3 * own).mean() + 0.5 * kl).item(), rel=1e-5)
     assert metrics["kl"].item() == pytest.approx(kl.item(), rel=1e-5)
+    noisy = NonSaturating(regularise=Regularisers(noise=0.5))
+    Matching(noisy).discriminator_step(stage, table)
+    assert len(critic.seen) == 7 and not any(torch.equal(seen, x) for seen in critic.seen[-4:])  # noise on each of four
     plain, _ = Matching(mismatched=False).discriminator_step(stage, table)
     assert plain.item() == pytest.approx((softplus(-own) + softplus(-3 * own)).mean().item(), rel=1e-5)
 

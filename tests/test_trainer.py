@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import bare_trainer, build, differences, fit, learned, resumed
+from torch import nn
+from torch.nn.utils import parametrizations
 
 import gentrain
 from gentrain import checkpoint
+from gentrain.average import RunningAverage
 from gentrain.device import own_randomness
 from gentrain.errors import Interrupted
 from gentrain.evaluation.estimator import seeded
@@ -119,3 +122,21 @@ def test_chains_are_looked_at_beside_the_data(tmp_path: Path):
     assert abs(energies["train"] - energies["particles"]) > 1e-3
     names = sorted(path.name for path in (run / "samples").glob("particles*"))
     assert names == ["particles-00000004.png", "particles-00000008.png", "particles.gif"]
+
+
+def test_a_running_average_counts_as_the_model_does_and_keeps_its_directions():
+    """AdaGAN keeps by a buffer which generators have begun; spectral normalisation keeps unit vectors."""
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(5, 3)), nn.BatchNorm1d(3))
+    average = RunningAverage(model, 0.9)
+    for _ in range(20):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn_like(p))
+        model(torch.randn(8, 5))
+        average.update_parameters(model)
+    made = average.module
+    assert made[1].num_batches_tracked == model[1].num_batches_tracked == 20
+    assert made[0].parametrizations.weight[0]._u.norm() == pytest.approx(1, abs=1e-5)
+    by_hand = made[0].parametrizations.weight.original
+    assert not torch.equal(by_hand, model[0].parametrizations.weight.original), "parameters are averaged"

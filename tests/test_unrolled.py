@@ -23,6 +23,7 @@ from gentrain.objectives.adversarial import Game, NonSaturating
 from gentrain.objectives.differentiable import Ahead
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.objectives.unrolled import Unrolled
+from gentrain.objectives.wasserstein import Wasserstein, WassersteinGP
 from gentrain.optim import Optim
 from gentrain.truth.objectives import parts_of, played
 from gentrain.update import following
@@ -357,3 +358,11 @@ def test_games_that_are_no_plain_rounds_or_do_not_fit_the_model_are_refused():
         Unrolled(OwnLoop())
     with pytest.raises(UsageError, match=r"objective\.game=NeedsMore: needs a model that is DCGAN, and Dirac isn't"):
         Unrolled(NeedsMore()).require(Dirac(1.0, 1.0))
+
+
+def test_games_that_a_look_ahead_cannot_follow_are_refused():
+    with pytest.raises(UsageError, match=r"objective\.game=Wasserstein: moves its critic after each step"):
+        Unrolled(Wasserstein())
+    with pytest.raises(UsageError, match=r"objective\.game=Unrolled: looks ahead itself"):
+        Unrolled(Unrolled())
+    assert Unrolled(WassersteinGP()).game.discriminator_steps == 5

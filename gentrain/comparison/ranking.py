@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from gentrain.errors import UsageError
-from gentrain.evaluation.ledger import Row
+from gentrain.evaluation.ledger import Row, on_unit_scale
 
 TIE = 2.0  # combined standard errors within which two numbers count as equal
 
@@ -41,8 +41,16 @@ class Measure(NamedTuple):
     drawn: str = ""
 
 
+PICTURED = ("fid", "kid", "mmd", "swd", "precision", "recall", "density", "coverage", "classes_covered", "label_kl",
+            "confident_share", "completion_error", "translation_*")  # fmt: skip
+"""Metrics that see examples and samples on [0, 1] alone: to them grey levels are the same, whatever the support."""
+
+
 def measure(row: Row) -> Measure:
-    return Measure(row.metric, row.kind, row.unit, row.support, row.protocol, row.split, _drawn(row))
+    support, protocol = row.support, row.protocol
+    if any(fnmatchcase(row.metric, name) for name in PICTURED):
+        support, protocol = "", on_unit_scale(protocol)
+    return Measure(row.metric, row.kind, row.unit, support, protocol, row.split, _drawn(row))
 
 
 def _drawn(row: Row) -> str:

@@ -18,12 +18,17 @@ from gentrain.evaluation import ledger
 from gentrain.evaluation.ledger import Row
 from gentrain.files import read_json
 from gentrain.run import read_metrics, snake
-from gentrain.settings import split_data
+from gentrain.settings import says_where, split_data
 
-UNTOLD = {"output", "trust", "traceback", "data.root", "data.download", "data.shape", "data.levels", "data.classes"}
+UNTOLD = {"output", "trust", "traceback", "data.shape", "data.levels", "data.classes"}
 UNTOLD |= {f"trainer.{name}" for name in ("log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep")}
 UNTOLD |= {"data.support", "model.shape", "model.levels"}
-"""Settings that never change what is learned, or that only repeat what the data are: no column, no group of its own."""
+
+
+def untold(key: str) -> bool:
+    """Whether a setting never changes what is learned, or only repeats what the data are: no column, no group of its
+    own."""
+    return key in UNTOLD or says_where(key)
 
 
 @dataclass
@@ -150,8 +155,12 @@ def _read_config(record: Record) -> None:
     data = plain.get("data")
     if isinstance(data, dict):
         _, own = split_data({"validation": None, **data})
-        kept = {k: v for k, v in own.items() if k not in ("validation", "root", "download", "_target_")}
-        words = [f"{k}={v}" for k, v in flatten(kept).items()]
+        words = []
+        for key in flatten({"data": {k: v for k, v in own.items() if k not in ("validation", "_target_")}}):
+            section, _, last = key.rpartition(".")
+            name = section if last == "_target_" else key
+            if not says_where(key):
+                words.append(f"{name.removeprefix('data.')}={record.settings[name]}")
         record.data = " ".join([str(record.settings.get("data", "?")), *words])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from gentrain.comparison.ranking import Measure, differ, direction, measure, rank
-from gentrain.comparison.runs import UNTOLD, Record
+from gentrain.comparison.runs import Record, untold
 from gentrain.config import conf_dir
 from gentrain.errors import UsageError, nearest
 from gentrain.evaluation.ledger import Row
@@ -155,7 +155,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for key in dict.fromkeys(key for s in settings for key in s):
-        if key == "seed" or key in UNTOLD:
+        if key == "seed" or untold(key):
             continue
         section = key.split(".")[0]
         values: dict[Any, set[Any]] = {}
@@ -185,7 +185,7 @@ def _group(records: Sequence[Record], group_by: Sequence[str]) -> list[Group]:
 
 
 def _key(record: Record, group_by: Sequence[str] = (), seed: bool = False) -> tuple[Any, ...]:
-    names = group_by or sorted(k for k in record.settings if k not in UNTOLD and (seed or k != "seed"))
+    names = group_by or sorted(k for k in record.settings if not untold(k) and (seed or k != "seed"))
     return tuple((name, _same(record.settings.get(name))) for name in names)
 
 

@@ -71,6 +71,8 @@ class Degradation:
             raise UsageError(f"{option}: data.change={self.change} takes a whole number, e.g. {usual:g}")
         if self.change == "inpaint" and not 0 < self.amount < 1:
             raise UsageError(f"{option}: is the share of the area that data.change=inpaint hides, between 0 and 1")
+        if (self.change == "super_resolve" and self._whole == 1) or (self.change == "rotate" and self._whole % 4 == 0):
+            raise UsageError(f"{option}: data.change={self.change} would change nothing; the usual one is {usual:g}")
 
     def require(self, spec: DataSpec) -> None:
         """Refuse data that can't be changed in this way.
@@ -84,6 +86,8 @@ class Degradation:
         channels, height, width = spec.shape
         if self.change == "colourise" and channels != 3:
             raise UsageError(f"{name}: data={spec.name} is grey; take images of 3 channels, e.g. data@data.of=cifar10")
+        if self.change == "inpaint" and self._window(height, width) in ((0, 0), (height, width)):
+            raise UsageError(f"data.amount={self.amount:g}: hides all or nothing of {height} x {width} pixels")
         if self.change == "super_resolve" and (height % self._whole or width % self._whole):
             fitting = [n for n in range(2, min(height, width) + 1) if height % n == width % n == 0]
             raise UsageError(
@@ -117,11 +121,16 @@ class Degradation:
     def _whole(self) -> int:
         return int(self.amount or 1)
 
+    def _window(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what `inpaint` hides."""
+        share = math.sqrt(self.amount or 0)
+        return round(height * share), round(width * share)
+
     def __call__(self, x: Tensor, keys: Tensor) -> Tensor:
         """x (B, C, H, W) in [0, 1]; `keys` (B,) are the examples' keys for random draws."""
         match self.change:
             case "inpaint":
-                height, width = (round(side * math.sqrt(self.amount or 0)) for side in x.shape[2:])
+                height, width = self._window(*x.shape[2:])
                 top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
                 x = x.clone()
                 x[..., top : top + height, left : left + width] = 0.5
@@ -220,9 +229,13 @@ def unpaired(
     else:
         to = _held_out(_resized(_single(to), size), validation)
     if of.spec.shape != to.spec.shape:
+        sizes = of.spec.is_image and to.spec.is_image and of.spec.shape[0] == to.spec.shape[0]
+        remedy = f"bring images to one size by data.size, e.g. data.size={of.spec.shape[-1]}"
+        if not sizes:
+            remedy = "take two sets of images with as many channels, or of points"
         raise UsageError(
             f"data=unpaired: {of.spec.name} has examples of shape {list(of.spec.shape)} and {to.spec.name} of"
-            f" {list(to.spec.shape)}; bring images to one size by data.size, e.g. data.size={of.spec.shape[-1]}"
+            f" {list(to.spec.shape)}; {remedy}"
         )
     other = to.spec.name if change is None else f"{to.spec.name}-{change}"
     if degradation is not None:

@@ -27,11 +27,6 @@ class DiffusionBound(Estimator):
     def __init__(self, draws: PositiveInt | None = 10):
         self.draws = draws
 
-    def unfit(self, subject: Subject) -> str | None:
-        if isinstance(subject.model, Diffuses) and "dequantization" in subject.pipeline.protocol:
-            return "bounds the probability of levels, and these are dequantized; set data.dequantize=false"
-        return super().unfit(subject)
-
     def __call__(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model
         assert isinstance(model, Diffuses)

@@ -150,10 +150,14 @@ def discriminator(patient: Patient) -> Iterator[Sign]:
         losses = []
         rows = subject.pipeline.batch_size if model.judges_batches else PLAYERS  # such a critic knows its size of batch
         for batch in subject.batches(patient.split, max(EXAMPLES // rows, 1) * rows, rows):
+            if len(batch.x) == 1 < rows:  # what is left over: batch normalisation has no statistics of one example
+                continue
             labels = given(model, batch.y)
             fake = model.decode(model.prior.sample((len(batch.x),)).to(subject.device), **labels)
             told = softplus(-model.discriminate(batch.x, **labels)) + softplus(model.discriminate(fake, **labels))
             losses.append(told / 2)
+        if not losses:
+            return
         share = 1 - float(torch.cat(losses).mean()) / math.log(2)
         line = (
             f"the discriminator has won: it tells samples from data with {share:.3f} bits of 1, so the generator"

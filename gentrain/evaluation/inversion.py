@@ -12,7 +12,7 @@ from torch.distributions import Distribution, biject_to
 from gentrain.evaluation.anomaly import Anomaly, Score
 from gentrain.evaluation.estimator import Subject
 from gentrain.models.base import Conditional, Decoder, Generative, LatentVariable, given
-from gentrain.models.critics import Perceives
+from gentrain.models.critics import Adversarial, Perceives
 from gentrain.types import Fraction, PositiveFloat, PositiveInt
 
 
@@ -139,6 +139,8 @@ class AnoGAN(Anomaly):
         self.steps, self.lr, self.restarts, self.weight, self.limit = steps, lr, restarts, weight, examples
 
     def unfit(self, subject: Subject) -> str | None:
+        if isinstance(subject.model, Adversarial) and subject.model.judges_batches:
+            return "has a critic whose features of an example depend on its batch; set model.minibatch_features=0"
         return super().unfit(subject) or unsuited(subject.model)
 
     def _scores(self, subject: Subject) -> Mapping[str, Score]:

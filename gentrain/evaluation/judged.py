@@ -16,6 +16,7 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.randomness import derive, fixed_permutation
 from gentrain.errors import GentrainError, UsageError
 from gentrain.evaluation.estimator import Subject, seeded
+from gentrain.evaluation.ledger import on_unit_scale
 from gentrain.models.base import Generative
 
 CHUNK = 1000  # samples drawn at a time
@@ -38,10 +39,7 @@ def representation(pipeline: Pipeline) -> str:
     >>> representation(Pipeline(digits(), "signed", 10, 0)), representation(Pipeline(digits(), "binary", 10, 0))
     ('unit', 'binary, dynamic binarization')
     """
-    words = pipeline.protocol.split(", ")
-    if pipeline.spec.support != "real" and words[0] in ("signed", "levels", "real"):
-        words[0] = "unit"
-    return ", ".join(word for word in words if word != "scaled to [0,1]")
+    return on_unit_scale(pipeline.protocol)
 
 
 def finite(model: Generative, x: Tensor, what: str) -> Tensor:

@@ -98,3 +98,16 @@ def add(run: Path, rows: Sequence[Row]) -> None:
     with FileLock(run / f".{NAME}.lock"):
         merged = {row.identity: row for row in [*read(run), *rows]}
         write_json(run / NAME, {"schema": SCHEMA, "rows": [asdict(row) for row in merged.values()]})
+
+
+def on_unit_scale(protocol: str) -> str:
+    """A protocol as far as it still shows once examples are brought to [0, 1]. Points stay as they are.
+
+    >>> on_unit_scale("signed"), on_unit_scale("real, scaled to [0,1]"), on_unit_scale("unit, uniform dequantization")
+    ('unit', 'unit', 'unit, uniform dequantization')
+    >>> on_unit_scale("binary, dynamic binarization"), on_unit_scale("real")
+    ('binary, dynamic binarization', 'real')
+    """
+    first, *rest = protocol.split(", ")
+    grey = first in ("signed", "levels") or "scaled to [0,1]" in rest
+    return ", ".join(["unit" if grey else first, *(word for word in rest if word != "scaled to [0,1]")])

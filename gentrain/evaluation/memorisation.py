@@ -60,7 +60,7 @@ class Nearest(Estimator):
         # candidates come from a product that rounds, which could miss the nearest of several: so four of each block
         distances, positions = nearest(torch.cat([fake, held_out]), blocks, 4)
         if pictures.is_image(subject.spec.shape):
-            yield Picture("nearest", self.picture(subject, positions[: self.shown, 0].cpu()))
+            yield Picture("nearest", self.picture(subject, positions[: min(self.shown, self.n_fake), 0].cpu()))
         own, other = distances[:, 0].double().cpu().split([len(fake), len(held_out)])
         settings = {"n_real": n_train, "n_held_out": len(held_out), **where.settings}
         mean, error = mean_and_error(own)

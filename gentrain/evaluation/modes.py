@@ -105,6 +105,10 @@ class ModeCoverage(Estimator):
                       {**settings, "n_real": n_real, "confident_examples": sure_of_data})  # fmt: skip
 
 
+ENOUGH = 10
+"""Samples for each mode without which nothing is said of their shares."""
+
+
 class MixtureModes(Estimator):
     """Which modes of a mixture of round Gaussians with known centres and deviation the samples hit.
 
@@ -113,7 +117,8 @@ class MixtureModes(Estimator):
 
         modes_hit      modes with at least one sample of high quality
         high_quality   share of samples of high quality
-        mode_kl        KL(modes of the high-quality samples ‖ all modes alike), in nats; none if there are no such
+        mode_kl        KL(modes of the high-quality samples ‖ all modes alike), in nats; none if these are fewer than
+                       ten for each mode
 
     Args:
         n_fake: samples; published counts are of 2,500. deviations: radius of a mode in standard deviations.
@@ -143,10 +148,11 @@ class MixtureModes(Estimator):
         good = float(counts[:-1].sum() / counts.sum())
         error = binomial_error(good, self.n_fake)
         yield Finding("high_quality", "modes", good, error, "share", self.n_fake, settings)
-        if good > 0:
+        found = int(counts[:-1].sum())
+        if found >= ENOUGH * len(centres):
             alike = torch.full((len(centres),), 1 / len(centres), dtype=torch.float64)
             value, error = bootstrap(counts[:-1], lambda c: divergence(c, alike))
-            yield Finding("mode_kl", "modes", value, error, "nats", self.n_fake, {**settings, **shares})
+            yield Finding("mode_kl", "modes", value, error, "nats", found, {**settings, **shares})
 
 
 def hits(x: Tensor, centres: Tensor, radius: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from gentrain.data.randomness import fixed_permutation
 from gentrain.errors import UsageError
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -88,8 +89,9 @@ class Luminance(View):
 def missing(shape: tuple[int, ...], region: str, share: float) -> Tensor:
     """Which elements of an example are hidden: bools, (*shape), the same in all channels.
 
-    `centre` is a window in the middle, `random` are single pixels, drawn from torch's global generator. They hide
-    `share` of the area as nearly as whole pixels allow. Of vectors, `top` and `left` are the first elements.
+    `centre` is a window in the middle, `random` are single pixels, drawn once for all: whatever the seed, they are the
+    same for every model of such examples. They hide `share` of the area as nearly as whole pixels allow. Of vectors,
+    `top` and `left` are the first elements.
 
     Raises:
         UsageError: that is all or nothing.
@@ -108,7 +110,7 @@ def _hidden(shape: tuple[int, ...], region: str, share: float) -> Tensor:
     if region == "random":
         area = shape[1:] if len(shape) == 3 else shape
         flat = torch.zeros(area).flatten()
-        flat[torch.randperm(len(flat))[: round(share * len(flat))]] = 1
+        flat[fixed_permutation(len(flat), "missing")[: round(share * len(flat))]] = 1
         return hidden | flat.view(area).bool()
     if region == "centre":
         sides = shape[1:] if len(shape) == 3 else shape

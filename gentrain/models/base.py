@@ -27,11 +27,13 @@ class Generative(nn.Module, ABC):
     Attributes:
         sampling: arguments of the constructor that say how it draws, and that no weight depends on: `load` and `sample`
             may give others than those of the training.
+        models_levels: whether p(x) is a probability of the stored levels though the support is continuous.
     """
 
     shape: tuple[int, ...]
     support: Support
     sampling: ClassVar[tuple[str, ...]] = ()
+    models_levels: bool = False
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
@@ -306,6 +308,14 @@ class Reconstructs(ABC):
         """(B, *shape), expected values in `support`."""
 
 
+class Denoises(ABC):
+    """Knows what is behind Gaussian noise, whatever its deviation: that is what it has learned."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """E[x_0 | x_0 + σ N(0, I) = x] for σ > 0 in the unit of `support`, (B, *shape), in `support`."""
+
+
 class Filters(ABC):
     """Has weight vectors that live in data space and are worth looking at."""
 
@@ -335,7 +345,13 @@ class Standardises(ABC):
 
 
 class TakesReference(ABC):
-    """Keeps some training examples, the same throughout, by which its layers go: a reference batch."""
+    """Keeps some training examples, the same throughout, by which its layers go: a reference batch.
+
+    Attributes:
+        reference_option: the option that says how many.
+    """
+
+    reference_option: ClassVar[str] = "model.reference"
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Completes, Conditional, evenly
+from gentrain.models.base import Completes, Conditional, Denoises, evenly
 from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, Schedule, Variance, independent_normal, over
 from gentrain.models.labels import checked
 from gentrain.models.standard import Standardised
@@ -20,7 +21,7 @@ from gentrain.models.timed import network as _network
 from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveInt, Shape
 
 
-class DDPM(Diffuses, Standardised, Conditional, Completes):
+class DDPM(Diffuses, Standardised, Conditional, Completes, Denoises):
     """p(x_{t-1}|x_t) = N(μ(x_t, t), σ_t² I) from x_T ~ N(0, I), where μ is the mean of q(x_{t-1}|x_t, x_0) for the x_0
     that a network predicts (Ho et al. 2020, arXiv:2006.11239).
 
@@ -33,7 +34,8 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
 
     `complete` replaces what is known at each step by a draw from q(x_t|x) and goes back and forth between two times so
     that the rest comes to suit it (RePaint: Lugmayr et al. 2022, arXiv:2201.09865): an approximation of p(missing |
-    known), the nearer the more it goes. A conditional model completes without a label.
+    known), the nearer the more it goes. `denoise` predicts x_0 at the time whose noise comes nearest. A conditional
+    model does either without a label, which it has to have learned.
 
     Args:
         shape: of one example.
@@ -93,12 +95,17 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
         super().__init__(shape, each=False)
         if conditional and classes is None:
             raise UsageError("model.conditional=true needs labels, and these data have none")
+        if guidance != 1 and not conditional:
+            raise UsageError(f"model.guidance={guidance:g} is towards a label; it needs model.conditional=true")
+        if eta and sampler == "ancestral":
+            raise UsageError(f"model.eta={eta:g} is of model.sampler=ddim; the ancestral sampler has noise of its own")
         if sample_steps is not None and sample_steps > steps:
             raise UsageError(
                 f"model.sample_steps={sample_steps}: the chain has model.steps={steps}; take as many at most"
             )
         self.support = "real" if levels is None else "signed"
         self.levels, self.steps, self.predict = levels, steps, predict
+        self.models_levels = levels is not None
         self.sampler, self.eta, self.guidance, self.resamples = sampler, eta, guidance, resamples
         self.sample_steps = sample_steps or steps
         self.classes = classes if conditional else None
@@ -235,6 +242,7 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
 
     @torch.no_grad()
     def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        self.network.require_unlabelled()
         given = self._inward(torch.where(known, x, torch.zeros_like(x)))
         filled = torch.randn_like(given)
         for t, s in pairwise(self.times):
@@ -245,6 +253,14 @@ class DDPM(Diffuses, Standardised, Conditional, Completes):
                 drawn = self._step(filled, t, s, None, eta=1.0)
                 filled = torch.where(known, given if last else self._forth(given, 0, s), drawn)
         return torch.where(known, x, self._outward(filled))
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        self.network.require_unlabelled()
+        own = sigma if self.support == "signed" else sigma / float(self.scale[0])  # every element has the same scale
+        t = 1 + int((self.chain.snr[1:].log() + 2 * math.log(own)).abs().argmin())
+        seen = self.chain.signal[t] * self._inward(x)
+        return self._outward(self.denoised(seen, torch.full((len(x),), t, device=x.device)))
 
     def _forth(self, x: Tensor, s: int, t: int) -> Tensor:
         """A draw from q(x_t|x_s = x)."""

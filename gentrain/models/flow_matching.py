@@ -70,7 +70,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
     (True, torch.Size([5]))
     """
 
-    sampling = ("solver", "steps", "guidance")
+    sampling = ("solver", "steps", "rtol", "atol", "guidance", "resamples")
 
     def __init__(
         self,
@@ -148,6 +148,8 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         return checked(self, y, rows) if self.classes else None
 
     def _field_or_unlabelled(self, y: Tensor | None, rows: int) -> Field:
+        if y is None:
+            self.network.require_unlabelled()
         return self.field(None if y is None else self._labels(y, rows))
 
     def transform(

@@ -46,7 +46,7 @@ class TimeFeatures(nn.Module):
 class Condition(nn.Module):
     """The vector that stands for a time and a label: a network's of the time's features, plus the label's row of a
     table. The table's last row is of no label, so that one network knows examples with and without (Ho & Salimans 2022,
-    arXiv:2207.12598).
+    arXiv:2207.12598). It starts at 0 and stays there until an example without its label is learned from.
 
     Args:
         width: of the vector. classes: K, or None where there are no labels. fastest: as of `TimeFeatures`.
@@ -57,6 +57,8 @@ class Condition(nn.Module):
         self.classes = classes
         self.time = nn.Sequential(TimeFeatures(64, fastest), *mlp([64, width, width], nn.SiLU))
         self.labels = nn.Embedding(classes + 1, width) if classes else None
+        if self.labels is not None:
+            nn.init.zeros_(self.labels.weight[-1])
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         c = self.time(t)
@@ -104,6 +106,19 @@ class Timed(nn.Module):
         super().__init__()
         self.condition, self.body, self.classes = Condition(width, classes, fastest), body, classes
 
+    def require_unlabelled(self) -> None:
+        """Refuse what is asked without labels of a network that has always been told them.
+
+        Raises:
+            UsageError: it has.
+        """
+        table = self.condition.labels
+        if table is not None and not bool(table.weight[-1].any()):
+            raise UsageError(
+                "the model was always told the label, and is asked for what it knows without: train it with"
+                " objective.label_dropout=0.1"
+            )
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x (B, *shape), t (B,) in [0, 1], y (B,) labels in 0…K -> (B, *shape), of x's type. y = K, and no y, is
         no label; a network without labels doesn't read it."""
@@ -146,7 +161,9 @@ def network(
         width = 4 * channels
         body = UNet(shape, width, channels, multipliers, blocks, attention, patch, dropout)
         return Timed(body, width, classes, fastest)
-    for name, value in (("channels", channels), ("multipliers", multipliers)):
-        if value is not None:
+    unused = [("channels", channels, None), ("multipliers", multipliers, None), ("blocks", blocks, 1)]
+    unused += [("attention", attention, False), ("patch", patch, 1), ("dropout", dropout, 0)]
+    for name, value, default in unused:
+        if value != default:
             raise UsageError(f"model.{name}={value} is for model.network=unet; an mlp has model.hidden")
     return Timed(TimedMLP(math.prod(shape), 128, hidden), 128, classes, fastest)

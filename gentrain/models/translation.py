@@ -22,6 +22,7 @@ class KeepsInputs(Translator, TakesReference):
     """
 
     inputs: Tensor
+    reference_option = "model.inputs"
 
     def __init__(self, shape: Shape, inputs: PositiveInt):
         super().__init__()

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from gentrain import noise
 from gentrain.batch import Batch
+from gentrain.errors import UsageError
 from gentrain.models.base import given
 from gentrain.models.critics import Adversarial, Extended
 from gentrain.objectives.regularisers import Regularisers
@@ -181,6 +182,9 @@ class LabelSmoothing(Game):
         smoothing: α, taken off the target of real examples.
         beta: β, the target of generated examples.
         discriminator_steps, regularise: as of `Game`.
+
+    Raises:
+        UsageError: real examples have no higher target than generated ones.
     """
 
     def __init__(
@@ -191,7 +195,14 @@ class LabelSmoothing(Game):
         regularise: Regularisers | None = None,
     ):
         super().__init__(discriminator_steps, regularise)
+        if beta >= 1 - smoothing:
+            raise UsageError(
+                f"objective.beta={beta:g}: generated examples must have a target below that of real ones,"
+                f" 1 - objective.smoothing = {1 - smoothing:g}"
+            )
         self.smoothing, self.beta = smoothing, beta
+        middle = (1 - smoothing + beta) / 2  # the best D where p_data = p_G
+        self.boundary = math.log(middle / (1 - middle))
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         # cross-entropy with target t: -t log σ(r) - (1 - t) log(1 - σ(r)) = softplus(r) - t r

@@ -32,7 +32,7 @@ class OnGame(Game):
                 f"objective.game={type(game).__name__}: is no game whose rounds are of one critic and one generator;"
                 " take e.g. objective@objective.game=non_saturating"
             )
-        super().__init__(game.discriminator_steps)
+        super().__init__(game.discriminator_steps, game.regularise)
         self.game, self.parts, self.leaves = game, game.parts, game.leaves
         self.boundary, self.probability, self.aim = game.boundary, game.probability, game.aim
 

@@ -14,7 +14,7 @@ from gentrain.errors import UsageError
 from gentrain.models.adagan import AdaGAN
 from gentrain.objectives.adversarial import Game
 from gentrain.objectives.around import OnGame
-from gentrain.types import Fraction
+from gentrain.types import OpenFraction
 from gentrain.update import Update
 
 
@@ -58,7 +58,7 @@ class Boosting(OnGame):
     needs = AdaGAN
     excludes = ()
 
-    def __init__(self, game: Game | None = None, telling: Fraction = 0.25):
+    def __init__(self, game: Game | None = None, telling: OpenFraction = 0.25):
         super().__init__(game)
         if isinstance(self.game, OnGame):
             raise UsageError(

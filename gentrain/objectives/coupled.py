@@ -107,7 +107,7 @@ class UNIT(CoupledGame):
         λ_classify E -log p(y|x) + λ_features E |f_x(x) - f_pair(x')|,    and the latter for `pair` too
 
     Metrics: the game's, of both domains together; `kl`, `error`, `kl_cycle`, `cycle`, sums over both domains; of a
-    model that adapts `class_loss`, `class_accuracy` and `features`. All without their weights.
+    model that adapts `class_loss`, in nats, and `features`. All without their weights.
 
     Args:
         game: the losses, of critics that give one number. adversarial: λ_game, of the sum over both domains.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gentrain import noise
 from gentrain.models.base import given
 from gentrain.models.critics import Adversarial, Perceives
 from gentrain.objectives.adversarial import NonSaturating, Round
@@ -30,8 +31,8 @@ class FeatureMatching(NonSaturating):
         assert isinstance(model, Perceives)
         labels, blur = given(model, table.y), self.regularise.blur(table.progress)
         with torch.no_grad():
-            real = model.features(blur(table.x), **labels)
-        fake = model.features(blur(table.fakes), **labels)
+            real = noise.of_all_processes(model.features(blur(table.x), **labels))
+        fake = noise.joined(model.features(blur(table.fakes), **labels))
         terms = self.generator_terms(model, table)
         loss = (real.mean(0) - fake.mean(0)).square().sum() + sum(terms.values())
         return loss, {"g_loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}

@@ -54,6 +54,8 @@ class MMD(Objective):
         self.estimator = estimator
 
     def forward(self, model: MomentMatching, batch: Batch, progress: float) -> Iterator[Update]:
+        if self.estimator == "unbiased" and len(batch.x) < 2:
+            raise UsageError("data.batch_size=1: the unbiased estimate is of pairs; take two examples or more")
         with torch.no_grad():
             real = noise.of_all_processes(model.embed(batch.x))
         fake = noise.joined(model.generate(noise.sample(model.prior, len(batch.x))))
@@ -71,16 +73,23 @@ class MMD(Objective):
 
     @torch.no_grad()
     def validate(self, model: MomentMatching, batch: Batch) -> dict[str, Score]:
-        """`mmd`, unbiased: what each example contributes to it, whose mean it is."""
+        """`mmd`, unbiased, as terms of examples whose mean it is and whose scatter is to first order its own: with
+
+            h_i = mean_j≠i k(x_i, x_j) + mean_j≠i k(y_i, y_j) - mean_j k(x_i, y_j) - mean_j k(x_j, y_i)
+
+        its mean is MMD², and as each example stands in it twice, the terms are mean h + 2 (h_i - mean h).
+        """
         real, n = model.embed(batch.x).float(), len(batch.x)
         if n < 2:
             return {}
         fake = model.generate(model.prior.sample(torch.Size([n]))).float()
         kernel = self.kernel(real)
         within, made = kernel(real, real), kernel(fake, fake)
-        own = (within.sum(1) - within.diagonal()) / (n - 1)
-        others = (made.sum() - made.diagonal().sum()) / (n * (n - 1))
-        return {"mmd": Score(own + others - 2 * kernel(real, fake).mean(1), "mmd", "kernel")}
+        across = kernel(real, fake)
+        h = sum((k.sum(1) - k.diagonal()) / (n - 1) for k in (within, made)) - across.mean(1) - across.mean(0)
+        space = "codes" if isinstance(model, GMMNAutoencoder) else "examples"
+        widths = "/".join(f"{s:g}" for s in self.bandwidths) + (" distances" if self.relative else "")
+        return {"mmd": Score(h.mean() + 2 * (h - h.mean()), "mmd", f"kernel of {widths} between {space}")}
 
 
 TINY = 1e-12  # keeps the root's slope finite

@@ -20,8 +20,9 @@ class Regularisers(nn.Module):
         r2                  the same over generated examples (there, eq. 10)
         gradient_penalty    λ E (‖∇_x D(x̂)‖ - target)², x̂ = εx + (1 - ε)G(z), ε ~ U(0, 1) of each pair
                             (Gulrajani et al. 2017, arXiv:1704.00028, eq. 3)
-        noise               N(0, σ²) added to all that the critic sees, σ falling linearly to 0 at `noise_until` of
-                            training (Sønderby et al. 2017, arXiv:1610.04490; Arjovsky & Bottou 2017)
+        noise               N(0, σ²) added to what a game's losses show the critic, σ falling linearly to 0 at
+                            `noise_until` of training (Sønderby et al. 2017, arXiv:1610.04490; Arjovsky & Bottou 2017);
+                            penalties, and what a critic tells besides, of labels or codes, go by x as they are
 
     Spectral normalisation, a third way to the same end, is the critic's own: `model.spectral_norm`.
 

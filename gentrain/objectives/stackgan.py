@@ -43,10 +43,10 @@ class Matching(OnGame):
         if not self.mismatched:
             return super().discriminator_step(model, table)
         assert table.y is not None
-        other = another(table.y, model.classes)
-        with model.remembering():  # the real images, with their own labels
+        other, blur = another(table.y, model.classes), self.regularise.blur(table.progress)
+        with model.remembering():  # the real images with their own labels, if there is no noise
             loss, metrics = super().discriminator_step(model, table)
-            real, wrong = model.discriminate(table.x, y=table.y), model.discriminate(table.x, y=other)
+            real, wrong = model.discriminate(blur(table.x), y=table.y), model.discriminate(blur(table.x), y=other)
         loss = (loss + self.discriminator_loss(real, wrong)) / 2
         seen = self._seen(real.detach(), wrong.detach())["d_fake"]
         return loss, {**metrics, "d_loss": loss.detach(), "d_mismatched": seen}

@@ -132,7 +132,15 @@ class Cycle(Plays):
         self.adversarial, self.cycle, self.identity = adversarial, cycle, identity
         self.distance = l1_loss if distance == "l1" else mse_loss
         self.other_game = copy.deepcopy(self.game)
-        self.pools = nn.ModuleDict({"x": Pool(pool, tuple(shape)), "pair": Pool(pool, tuple(shape))})
+        self.shape = tuple(shape)
+        self.pools = nn.ModuleDict({"x": Pool(pool, self.shape), "pair": Pool(pool, self.shape)})
+
+    def require(self, model: JudgedDomains) -> None:
+        super().require(model)
+        if self.shape != model.shape:
+            raise UsageError(
+                f"objective.shape={list(self.shape)}: the model's is {list(model.shape)}; leave it ${{model.shape}}"
+            )
 
     def forward(self, model: JudgedDomains, batch: Batch, progress: float) -> Iterator[Update]:
         x, pair = batch.x, given_pair(batch)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from gentrain.errors import UsageError
 from gentrain.models.critics import Adversarial
 from gentrain.objectives.adversarial import Game, Round
 from gentrain.objectives.around import OnGame
@@ -39,11 +40,18 @@ class Unrolled(OnGame):
         second_order: go through θ_k; without, the generator meets a critic that is k steps ahead and takes it as given.
 
     Raises:
-        UsageError: there is no differentiable rule for the critic's optimizer, or the game's loop is its own.
+        UsageError: there is no differentiable rule for the critic's optimizer, the game's loop is its own, it looks
+            ahead itself, or it moves the critic besides, as by clipping.
     """
 
     def __init__(self, game: Game | None = None, k: NonNegativeInt = 5, second_order: bool = True):
         super().__init__(game)
+        if isinstance(self.game, Unrolled) or type(self.game).after_discriminator is not Game.after_discriminator:
+            why = "looks ahead itself" if isinstance(self.game, Unrolled) else "moves its critic after each step"
+            raise UsageError(
+                f"objective.game={type(self.game).__name__}: {why}, which a look-ahead can't follow; take e.g."
+                " objective@objective.game=non_saturating"
+            )
         self.k, self.second_order = k, second_order
 
     def generator_step(

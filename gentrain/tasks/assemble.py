@@ -97,8 +97,9 @@ def _give_reference(model: TakesReference, pipeline: Pipeline) -> None:
     for spec in (pipeline.spec, *([] if pipeline.partner is None else [pipeline.partner.spec])):
         if wanted > spec.sizes["train"]:
             raise UsageError(
-                f"model.reference={wanted} is more than the {spec.sizes['train']} training examples of"
-                f" data={spec.name}: set it to {spec.sizes['train']} or less"
+                f"{type(model).__name__} keeps {wanted} training examples for reference, more than the"
+                f" {spec.sizes['train']} of data={spec.name}: set {model.reference_option} to {spec.sizes['train']} or"
+                " less"
             )
     if wanted:
         model.take_reference(pipeline.some(wanted))
@@ -110,9 +111,14 @@ def _dequantize(wanted: bool | None, model: Generative, source: Source) -> bool:
     A density over unit, signed or real x has no bound at levels as they are: it grows with the sharpness of spikes.
 
     Raises:
-        UsageError: the user says no, and the model is such a density.
+        UsageError: the user says no, and the model is such a density; or yes, and it models the levels themselves.
     """
     stored = source.spec.support in ("binary", "levels")
+    if stored and wanted and model.models_levels:
+        raise UsageError(
+            f"data.dequantize=true: {type(model).__name__} gives the levels of data={source.spec.name} themselves a"
+            " probability, and noise would hide them; leave data.dequantize out"
+        )
     needed = stored and isinstance(model, Density | Unnormalised) and model.support in ("unit", "signed", "real")
     if needed and wanted is False:
         raise UsageError(

@@ -19,19 +19,19 @@ from gentrain.errors import Interrupted, UsageError, nearest
 from gentrain.evaluation.ledger import Row
 from gentrain.files import read_json, write_json
 from gentrain.run import Run, environment
-from gentrain.settings import Expectation, Judges, ReproduceSettings
+from gentrain.settings import Expectation, Judges, ReproduceSettings, says_where
 
 SCHEMA = 1
 NAME = "reproduction.json"
 OWN = tuple(ReproduceSettings.__dataclass_fields__)
 
 JUDGED = ("expect", "evaluate")
-FREE = ("output", "traceback", "trust", "seed", "device.", "data.root", "data.download", *JUDGED)
+FREE = ("output", "traceback", "trust", "seed", "device.", *JUDGED)
 FREE += tuple(f"trainer.{key}" for key in ("log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep"))
 FREE += ("trainer.watch",)
 BOUND = ("device.precision",)
-"""Settings under FREE, except BOUND, say where, how often and how judged; all others are what is trained. A recipe is
-those and JUDGED."""
+"""Settings under FREE, except BOUND, and where data lie, say where, how often and how judged; all others are what is
+trained. A recipe is those and JUDGED."""
 FACTS = tuple(f"data.{fact}" for fact in ("shape", "levels", "classes", "support", "vocabulary", "centres", "captions"))
 FOLLOWS = "data.dequantize"
 """A setting that is null until the model is known."""
@@ -169,7 +169,7 @@ def _differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, 
 
 
 def _free(key: str) -> bool:
-    return key.startswith(FREE) and not key.startswith(BOUND)
+    return says_where(key) or (key.startswith(FREE) and not key.startswith(BOUND))
 
 
 def earlier(plan: Plan) -> tuple[Path, str] | None:

@@ -17,11 +17,12 @@ from gentrain import config
 from gentrain.console import rounded
 from gentrain.errors import DataError, UsageError
 from gentrain.files import read_json, write_atomic, write_json
-from gentrain.settings import Expectation
+from gentrain.settings import Expectation, says_where
 from gentrain.tasks.reproduce import NAME, SCHEMA, Reproduction
 
-LOCAL = ("output=", "data.root=", "data.download=", "traceback=", "device")
-"""Overrides that belong to one machine: a record leaves them out, and names its device in words."""
+LOCAL = ("output=", "traceback=", "device")
+"""Overrides that belong to one machine, as do those of where data lie: a record leaves them out, and names its device
+in words."""
 
 INTRODUCTION = """# Results
 
@@ -58,7 +59,7 @@ def record(found: Reproduction) -> None:
     folder = docs / "results"
     folder.mkdir(exist_ok=True)
     content = read_json(found.run / NAME)
-    words = [word for word in content["command"].split() if not word.startswith(LOCAL)]
+    words = [w for w in content["command"].split() if not (w.startswith(LOCAL) or says_where(w.partition("=")[0]))]
     content |= {"command": " ".join(words), "run": "/".join(found.run.parts[-3:]), "picture": None}
     drawn = sorted(path for kind in ("png", "txt") for path in (found.run / "samples").glob(f"samples-*.{kind}"))
     if drawn:

@@ -14,15 +14,16 @@ from gentrain.console import console
 from gentrain.errors import UsageError
 from gentrain.files import read_json
 from gentrain.run import Run, require_run
-from gentrain.settings import DeviceSettings, TrainerSettings
+from gentrain.settings import DeviceSettings, TrainerSettings, says_where
 from gentrain.signals import Stop
 from gentrain.tasks.assemble import assemble
 from gentrain.tasks.load import stored_config
 from gentrain.tasks.train import Outcome, fit, prepare, watched
 
-FREE = ("trainer.", "device.", "output", "traceback", "trust", "data.root", "data.download")
+FREE = ("trainer.", "device.", "output", "traceback", "trust")
 BOUND = ("trainer.ema", "trainer.clip", "device.precision")
-"""Settings under FREE say how long, how often and where; all others, and BOUND, are part of what is learned."""
+"""Settings under FREE, and where data lie, say how long, how often and where; all others, and BOUND, are part of what
+is learned."""
 
 
 def resume(run: str | Path, overrides: Sequence[str] = (), force: bool = False) -> Outcome | None:
@@ -100,4 +101,4 @@ def _configuration(path: Path, state: Mapping[str, Any] | None, overrides: Seque
 
 
 def _is_free(key: str) -> bool:
-    return key.startswith(FREE) and not key.startswith(BOUND)
+    return says_where(key) or (key.startswith(FREE) and not key.startswith(BOUND))

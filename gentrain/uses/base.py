@@ -85,7 +85,7 @@ def batch(data: Data, n: int) -> Batch:
     subject = data()
     have = subject.size()
     if n > have:
-        raise UsageError(f"n={n}: {subject.spec.name} has {have} test examples; ask for fewer")
+        raise UsageError(f"n: {n:,} test examples are wanted and {subject.spec.name} has {have:,}; set a smaller n")
     return next(subject.batches(limit=n, batch_size=n))
 
 

@@ -18,7 +18,7 @@ from gentrain.evaluation.conditioning import (
     unable_to_restore,
 )
 from gentrain.evaluation.views import Pixels, View, missing
-from gentrain.models.base import Decoder, Generative, Reconstructs, given
+from gentrain.models.base import Decoder, Denoises, Generative, Reconstructs, given
 from gentrain.models.corruption import Corruption, Kind
 from gentrain.types import NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
 from gentrain.uses.base import Data, Drawn, Use, batch
@@ -97,16 +97,17 @@ def middle(model: Generative, levels: int | None) -> float:
 
 
 class Denoise(Use):
-    """Test examples, each followed by itself with noise on it and by what the model makes of that: one reconstruction.
+    """Test examples, each followed by itself with noise on it and by what the model makes of that.
 
-    A decoder that can't reconstruct takes off Gaussian noise by a code z ~ p(z) N(x; G(z), level² I) (`codes_given`).
+    That is the mean of x given the noisy one where the model knows it (`Denoises`), else one reconstruction. A decoder
+    that can't reconstruct takes off Gaussian noise by a code z ~ p(z) N(x; G(z), level² I) (`codes_given`).
 
     Args:
-        noise: `mask` (to 0), `salt_and_pepper` (to 0 or 1) or `gaussian`.
+        noise: `mask` (to 0), `salt_and_pepper` (to 0 or 1) or `gaussian`; of images on [0, 1], whatever the support.
         level: the probability that an element is corrupted; of `gaussian` the noise's standard deviation.
     """
 
-    needs = (Reconstructs, Decoder)
+    needs = (Reconstructs, Decoder, Denoises)
     conditional = True
 
     def __init__(self, noise: Kind = "mask", level: NonNegativeFloat = 0.3):
@@ -115,22 +116,28 @@ class Denoise(Use):
     def unfit(self, model: Generative) -> str | None:
         if model.support in ("levels", "tokens") and self.corruption.kind != "mask":
             return f"models {model.support}, which can be masked and take no other noise; say kind.noise=mask"
-        if isinstance(model, Decoder) and not isinstance(model, Reconstructs):
-            if self.corruption.kind != "gaussian" or not self.corruption.level:
-                return "can't reconstruct, and searches for codes through gaussian noise alone; say kind.noise=gaussian"
-            return unable_to_restore(model)
+        if isinstance(model, Decoder | Denoises) and not isinstance(model, Reconstructs):
+            if self.corruption.kind != "gaussian":
+                return "can't reconstruct, and takes off gaussian noise alone; say kind.noise=gaussian"
+            if not self.corruption.level:
+                return "can't reconstruct, and there is no noise to take off; set kind.level above 0"
+            return None if isinstance(model, Denoises) else unable_to_restore(model)
         return super().unfit(model)
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
-        self.corruption.require(model)
+        signed = model.support == "signed"
+        if not signed:
+            self.corruption.require(model)
         across = 3 if n >= 9 else 1  # threes in a row of the picture
         shown = batch(data, max(1, n // (3 * across)) * across)
-        noisy = self.corruption(shown.x)
-        if isinstance(model, Reconstructs):
+        noisy = 2 * self.corruption((shown.x + 1) / 2) - 1 if signed else self.corruption(shown.x)
+        level = self.corruption.level
+        if isinstance(model, Denoises):
+            clean = model.denoise(noisy, level * (2 if signed else 1))
+        elif isinstance(model, Reconstructs):
             clean = model.reconstruct(noisy, **given(model, shown.y))
         else:
             assert isinstance(model, Decoder)
-            level = self.corruption.level / (2 if model.support == "signed" else 1)  # on the scale of [0, 1]
             all_seen = Pixels(torch.ones(model.shape, dtype=torch.bool, device=model.device))
             clean, _ = restored(model, all_seen, noisy, Effort(sigma=level), data().spec.levels, shown.y)
         rows = torch.stack([t.float() for t in (shown.x, noisy, clean)], 1)
