@@ -19,7 +19,9 @@ from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.critics import Adversarial
 from gentrain.models.gan import DCGAN, GAN
+from gentrain.objectives.ac_gan import AuxiliaryClassifier
 from gentrain.objectives.adversarial import Game, NonSaturating
+from gentrain.objectives.began import BEGAN
 from gentrain.objectives.differentiable import Ahead
 from gentrain.objectives.regularisers import Regularisers
 from gentrain.objectives.unrolled import Unrolled
@@ -365,4 +367,8 @@ def test_games_that_a_look_ahead_cannot_follow_are_refused():
         Unrolled(Wasserstein())
     with pytest.raises(UsageError, match=r"objective\.game=Unrolled: looks ahead itself"):
         Unrolled(Unrolled())
+    with pytest.raises(UsageError, match=r"objective\.game=Wasserstein: moves"):
+        Unrolled(AuxiliaryClassifier(Wasserstein()))
     assert Unrolled(WassersteinGP()).game.discriminator_steps == 5
+    for game in (BEGAN(), AuxiliaryClassifier()):  # neither touches the critic's weights itself
+        assert Unrolled(game).game is game

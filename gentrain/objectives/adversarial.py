@@ -58,6 +58,7 @@ class Game(Objective):
         boundary: the critic's output that says neither real nor generated; None where the game has none.
         probability: whether σ of the critic's output is the probability of being real.
         aim: the critic's output that the generator wants for its examples; None where it wants something else.
+        moves_critic: whether `after_discriminator` changes the critic's weights.
 
     Args:
         discriminator_steps: updates of the critic for each of the generator.
@@ -70,6 +71,7 @@ class Game(Objective):
     boundary: float | None = 0.0
     probability: bool = True
     aim: float | None = math.inf
+    moves_critic: bool = False
 
     def __init__(self, discriminator_steps: PositiveInt = 1, regularise: Regularisers | None = None):
         super().__init__()

@@ -46,10 +46,13 @@ class Unrolled(OnGame):
 
     def __init__(self, game: Game | None = None, k: NonNegativeInt = 5, second_order: bool = True):
         super().__init__(game)
-        if isinstance(self.game, Unrolled) or type(self.game).after_discriminator is not Game.after_discriminator:
-            why = "looks ahead itself" if isinstance(self.game, Unrolled) else "moves its critic after each step"
+        inner = self.game
+        while isinstance(inner, OnGame) and not isinstance(inner, Unrolled):
+            inner = inner.game
+        why = "looks ahead itself" if isinstance(inner, Unrolled) else "moves its critic after each step"
+        if isinstance(inner, Unrolled) or inner.moves_critic:
             raise UsageError(
-                f"objective.game={type(self.game).__name__}: {why}, which a look-ahead can't follow; take e.g."
+                f"objective.game={type(inner).__name__}: {why}, which a look-ahead can't follow; take e.g."
                 " objective@objective.game=non_saturating"
             )
         self.k, self.second_order = k, second_order

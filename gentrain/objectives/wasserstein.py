@@ -51,6 +51,8 @@ class Wasserstein(WassersteinGP):
         discriminator_steps, regularise: as of `Game`; the paper takes 5 steps.
     """
 
+    moves_critic = True
+
     def __init__(
         self,
         clip: PositiveFloat = 0.01,
