@@ -30,11 +30,12 @@ from gentrain.data.pipeline import Pipeline
 from gentrain.data.source import Split, make_source
 from gentrain.errors import UsageError
 from gentrain.evaluation.ais import AIS, MURRAY, ReverseAIS, anneal, betas, log_mean
-from gentrain.evaluation.decoder_ais import DecoderAIS, PosteriorPath, gaussian, own
+from gentrain.evaluation.decoder_ais import DecoderAIS
 from gentrain.evaluation.estimator import Estimator, Finding, Subject, seeded
 from gentrain.evaluation.judged import samples
 from gentrain.evaluation.likelihood import ELBO, IWAE, Exact, Pseudo, findings
 from gentrain.evaluation.parzen import Parzen, parzen_log_likelihood
+from gentrain.evaluation.posterior_path import PosteriorPath, gaussian, own
 from gentrain.models.base import Decoder, Density, Generative, LatentVariable
 from gentrain.models.energies import TemperedPath
 from gentrain.models.enumeration import states

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gentrain.errors import UsageError
 from gentrain.evaluation.codes import unit_scaled
-from gentrain.evaluation.decoder_ais import Observation, PosteriorPath, ladder
 from gentrain.evaluation.inversion import discontinuous, expected
+from gentrain.evaluation.posterior_path import Observation, PosteriorPath, ladder
 from gentrain.evaluation.views import Pixels, View
 from gentrain.models.base import Completes, Decoder, Generative, LatentVariable, Law, given
 from gentrain.models.missing import impute
