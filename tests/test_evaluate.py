@@ -125,6 +125,7 @@ def test_evaluating_draws_nothing_from_the_generators_of_others(run: Path):
         (["metrics=[]"], ["metrics=[]", "name at least one"]),
         (["metric.iwae.samples=0"], ["metric.iwae.samples=0", "at least 1"]),
         (["metric.iwae.sample=1"], ["Did you mean 'samples'?"]),
+        (["metrics=[fid]", "metric.fid.n_fake=1"], ["gentrain: metric.fid.n_fake=1: this estimator needs at least 4"]),
         (["n=100000"], ["n=100000", "the test split of data=bars has"]),
         (["split=tset"], ["split=tset", "Did you mean 'test'?"]),
         (["again=perhaps"], ["again=perhaps", "true or false"]),

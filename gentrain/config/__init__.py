@@ -4,7 +4,7 @@
 `_target_` becomes an object. Hydra is known here, in `gentrain.cli` and in `gentrain.tasks.sweep` alone.
 """
 
-from gentrain.config.building import build, locate
+from gentrain.config.building import build, locate, speaking_of
 from gentrain.config.checking import CHECKS, check, check_evaluation, check_sampling, record
 from gentrain.config.composing import (
     apply,
@@ -39,5 +39,6 @@ __all__ = [
     "resolve",
     "said",
     "shown",
+    "speaking_of",
     "stored",
 ]

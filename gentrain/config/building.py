@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gentrain.config.plain import first_line
@@ -46,11 +47,8 @@ def build(node: Mapping[str, Any], trust: Sequence[str], expected: type | None =
     if expected is not None and not (isinstance(factory, type) and issubclass(factory, expected)):
         raise UsageError(f"_target_={target}: must be a subclass of {expected.__module__}.{expected.__name__}")
     arguments = {key: _built(value, trust, f"{path}.{key}") for key, value in node.items() if key != "_target_"}
-    try:
+    with speaking_of(path, arguments):
         return factory(**arguments)
-    except GentrainError as error:
-        error.args = (_in_full(str(error), path, list(arguments)), *error.args[1:])
-        raise
 
 
 def _built(value: Any, trust: Sequence[str], path: str) -> Any:
@@ -62,16 +60,32 @@ def _built(value: Any, trust: Sequence[str], path: str) -> Any:
     return {key: _built(v, trust, f"{path}.{key}") for key, v in value.items()}
 
 
-def _in_full(message: str, path: str, keys: Sequence[str]) -> str:
-    """A complaint of what stands at `path`, which knows its options as those of a whole section, by their full names.
+@contextmanager
+def speaking_of(path: str, options: Collection[str]) -> Iterator[None]:
+    """Let complaints of what stands at `path`, which doesn't know where that is, name these options of it in full."""
+    try:
+        yield
+    except GentrainError as error:
+        error.args = (_in_full(str(error), path, options), *error.args[1:])
+        raise
+
+
+def _in_full(message: str, path: str, options: Collection[str]) -> str:
+    """A complaint with its options by their full names: it may know them alone, or as those of a whole section.
 
     >>> _in_full("data.path=images is not a folder", "data.to", ["path", "size"])
     'data.to.path=images is not a folder'
+    >>> _in_full("level=2 is the probability of mask: at most 1", "kind", ["noise", "level"])
+    'kind.level=2 is the probability of mask: at most 1'
     """
-    section, nested, _ = path.partition(".")
-    if not (section and nested and keys):
+    if not path or not options:
         return message
-    return re.sub(rf"\b{section}\.(?=(?:{'|'.join(map(re.escape, keys))})\b)", f"{path}.", message)
+    if message.partition("=")[0] in options:
+        return f"{path}.{message}"
+    section, nested, _ = path.partition(".")
+    if not nested:
+        return message
+    return re.sub(rf"\b{section}\.(?=(?:{'|'.join(map(re.escape, options))})\b)", f"{path}.", message)
 
 
 def locate(target: str, trust: Sequence[str]) -> Any:

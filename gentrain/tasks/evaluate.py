@@ -59,7 +59,8 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
     settings = EvaluateSettings(**{k: plain[k] for k in EvaluateSettings.__dataclass_fields__})
     trained = prepare(settings, DeviceSettings(**plain["device"]))
     existing = ledger.read(trained.run)
-    estimators = {name: config.build(node, settings.trust, Estimator) for name, node in plain["metric"].items()}
+    nodes = plain["metric"].items()
+    estimators = {name: config.build(node, settings.trust, Estimator, f"metric.{name}") for name, node in nodes}
     insist = any(o.split("=")[0] == "metrics" for o in overrides)
     chosen = choose(estimators, trained.subject, insist)
     rows: list[Row] = []
@@ -72,7 +73,8 @@ def main(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
             if made and not settings.again:
                 rows += made
                 continue
-            fresh, pictures = measure(estimator, trained, call)
+            with config.speaking_of(f"metric.{name}", plain["metric"][name]):
+                fresh, pictures = measure(estimator, trained, call)
             ledger.add(trained.run, fresh)  # at once: what is done stays done, whatever becomes of the next
             report.file(
                 trained.step,

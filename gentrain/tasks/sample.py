@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def draw(source: Path, use: Use, settings: SampleSettings) -> Outcome:
         pipeline = make_pipeline(trained, source, model, Device(torch.device("cpu")))
         return Subject(model, pipeline, seed=settings.seed)
 
-    with seeded(settings.seed):
+    with config.speaking_of("kind", inspect.signature(type(use)).parameters), seeded(settings.seed):
         drawn = use(model, settings.n, data)
     if drawn.note is not None:
         console().print(drawn.note, markup=False, highlight=False, soft_wrap=True)
