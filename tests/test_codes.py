@@ -310,9 +310,10 @@ def test_embedding_numbers_are_scikit_learns():
     reference = PCA(2).fit(x.double().numpy())
     found = finding(Embedding(), subject_of(planted({"train": x, "test": x})), "explained_variance")
     assert found.value == pytest.approx(float(reference.explained_variance_ratio_.sum()), rel=1e-6)
-    resamples = [PCA(2).fit(x[torch.randint(400, (400,))].double().numpy()) for _ in range(60)]
+    torch.manual_seed(0)
+    resamples = [PCA(2).fit(x[torch.randint(400, (400,))].double().numpy()) for _ in range(500)]
     spread = np.std([r.explained_variance_ratio_.sum() for r in resamples])
-    assert found.stderr == pytest.approx(float(spread), rel=0.4)
+    assert found.stderr == pytest.approx(float(spread), rel=0.25)
 
 
 def test_tsne_keeps_neighbours_and_a_random_plane_does_not():

@@ -427,7 +427,8 @@ class TestPage:
         for name in ("fits", "low"):
             shutil.copy(own / "experiment" / f"{name}.yaml", conf / "experiment")
         (tmp_path / "house" / "docs").mkdir()
-        monkeypatch.setattr(config, "conf_dir", lambda: conf)
+        for module in (config, config.composing):
+            monkeypatch.setattr(module, "conf_dir", lambda: conf)
         words = ["device=cpu", f"output={tmp_path}/elsewhere"]
         gentrain.reproduce("fits", words, record=True)
         gentrain.reproduce("low", words, record=True)

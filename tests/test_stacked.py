@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gentrain.data.embedded import digits
 from gentrain.data.pipeline import Pipeline
 from gentrain.data.stacked import Stack, stacked_digits
-from gentrain.evaluation import features
+from gentrain.evaluation import classifier, judged
 from gentrain.evaluation.channels import PerChannel
 from gentrain.evaluation.modes import ModeCoverage
 
@@ -94,7 +94,7 @@ def test_one_classifier_answers_for_all_channels_together():
 def briefly(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """One classifier for this file, trained for less long."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "stacked-tests"))
-    monkeypatch.setattr(features, "STEPS", 400)
+    monkeypatch.setattr(classifier, "STEPS", 400)
 
 
 def test_modes_are_counted_channel_by_channel():
@@ -123,7 +123,7 @@ def test_of_real_stacks_all_modes_are_found():
     train = source.splits["train"]
     assert isinstance(train.x, Stack) and train.y is not None
     real = whole(train.x[:4000]).float() / 16
-    pieces = iter(real.split(features.CHUNK))
+    pieces = iter(real.split(judged.CHUNK))
     found = judge(ModeCoverage(n_fake=4000), subject(source, lambda n: next(pieces), "unit"))
     assert found["modes_hit"].value == pytest.approx(len(train.y[:4000].unique()), rel=0.03)
     assert found["label_kl"].value == pytest.approx(999 / (2 * 4000), abs=0.05)  # that of 4,000 fair draws

@@ -160,7 +160,7 @@ class TestBack:
 
 
 class TestWhatIsKnown:
-    @pytest.mark.parametrize("amount", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("amount", [1, 2, 3, 5])
     def test_turns_have_inverses(self, amount: int) -> None:
         x, keys = torch.rand(2, 1, 3, 3), torch.zeros(2)
         turn = Degradation("rotate", amount)

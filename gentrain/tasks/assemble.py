@@ -97,9 +97,8 @@ def _give_reference(model: TakesReference, pipeline: Pipeline) -> None:
     for spec in (pipeline.spec, *([] if pipeline.partner is None else [pipeline.partner.spec])):
         if wanted > spec.sizes["train"]:
             raise UsageError(
-                f"{type(model).__name__} keeps {wanted} training examples for reference, more than the"
-                f" {spec.sizes['train']} of data={spec.name}: set {model.reference_option} to {spec.sizes['train']} or"
-                " less"
+                f"{model.reference_option}={wanted} is more than the {spec.sizes['train']} training examples of"
+                f" data={spec.name}: set it to {spec.sizes['train']} or less"
             )
     if wanted:
         model.take_reference(pipeline.some(wanted))
