@@ -36,11 +36,11 @@ class RunningAverage(AveragedModel):
                 torch._foreach_copy_(averages, now)  # type: ignore[arg-type]
 
         super().__init__(model, multi_avg_fn=update, use_buffers=True)
+        spectral = (name for name, _ in model.named_buffers() if name.endswith(("._u", "._v")))
+        self.directions = [name for name in spectral if "parametrizations." in name]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         super().update_parameters(model)
-        now = dict(model.named_buffers())
-        for name, average in self.module.named_buffers():
-            if ".parametrizations." in f".{name}" and name.endswith(("._u", "._v")):
-                average.copy_(now[name])
+        for name in self.directions:
+            self.module.get_buffer(name).copy_(model.get_buffer(name))

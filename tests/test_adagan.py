@@ -161,5 +161,7 @@ class TestBoosting:
         Boosting(Minimax())
         assert main(["model=adagan", "objective@objective.game=feature_matching", "data=ring", "device=cpu"]) == 2
         assert "FeatureMatching" in capsys.readouterr().err
+        assert main(["model=adagan", "objective.telling=1", "data=ring", "device=cpu"]) == 2
+        assert "objective.telling=1" in capsys.readouterr().err, "a generator would have no time left to learn"
         assert main(["model=gan", "objective=boosting", "device=cpu"]) == 2
         assert "is no AdaGAN" in capsys.readouterr().err

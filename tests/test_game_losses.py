@@ -13,13 +13,13 @@ from helpers import bare_trainer, fit, resumed
 from torch import Tensor, nn
 from torch.distributions import Distribution, Uniform
 
-from gentrain import config
+from gentrain import config, noise
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.autoencoding_gan import AutoencodingGAN
 from gentrain.models.critics import Adversarial
 from gentrain.models.gan import GAN
-from gentrain.objectives.adversarial import Game, LabelSmoothing
+from gentrain.objectives.adversarial import Game, LabelSmoothing, Round
 from gentrain.objectives.began import BEGAN
 from gentrain.objectives.boundary_seeking import BoundarySeeking
 from gentrain.objectives.ebgan import EBGAN, pulling_away
@@ -388,3 +388,27 @@ def test_smoothed_labels_are_told_apart_where_data_and_model_are_equally_likely(
 def test_smoothed_labels_the_wrong_way_round_are_refused():
     with pytest.raises(UsageError, match=r"objective.beta=0.9: .* objective.smoothing = 0.1"):
         LabelSmoothing(0.9, 0.9)
+
+
+def test_features_are_matched_over_the_batch_of_all_processes(monkeypatch: pytest.MonkeyPatch):
+    class Seen(GAN):
+        def features(self, x: Tensor) -> Tensor:
+            return x
+
+    torch.manual_seed(8)
+    real, fake, model = torch.randn(6, 2), torch.randn(6, 2), Seen((2,), latent_dim=2, hidden=[4])
+    exact = (real.mean(0) - (x := fake.clone().requires_grad_()).mean(0)).square().sum()
+    (wanted,) = torch.autograd.grad(exact, x)
+    for rank in (0, 1):
+        rows = slice(3 * rank, 3 * rank + 3)
+        own = fake[rows].clone().requires_grad_()
+        monkeypatch.setattr(
+            noise, "of_all_processes", lambda t: fake if (t == fake[:3]).all() or (t == fake[3:]).all() else real
+        )
+        noise.shard(rank, 2)
+        try:
+            loss, _ = FeatureMatching().generator_step(model, Round(real[rows], None, own, own, 0.0), None)
+        finally:
+            noise.shard(0, 1)
+        assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(loss, own)[0] / 2, wanted[rows])

@@ -221,6 +221,11 @@ def test_within_passes_the_optimizer_on():
     assert told == [optimizer]
 
 
+def test_an_unbiased_estimate_of_one_example_is_refused():
+    with pytest.raises(UsageError, match=r"data\.batch_size=1: the unbiased estimate is of pairs"):
+        next(iter(MMD([1.0], estimator="unbiased")(Fixed(torch.zeros(1, 2)), Batch(torch.zeros(1, 2)), 0.0)))
+
+
 @pytest.mark.parametrize("words", ["[0.5,0]", "[-1]", "[]"])
 def test_bandwidths_that_are_none(words: str):
     with pytest.raises(UsageError, match=r"objective\.bandwidths"):

@@ -192,7 +192,7 @@ class TestUnpaired:
 
 
 REFUSED = [
-    (lambda: unpaired(digits(), moons(), change=None), r"shape \[1, 8, 8\] and moons of \[2\]"),
+    (lambda: unpaired(digits(), moons(), change=None), r"shape \[1, 8, 8\] and moons of \[2\]; take two sets"),
     (lambda: unpaired(digits(), numbered(8, 0)), "data.size=8"),
     (
         lambda: unpaired(digits(), replace(digits(), splits={"train": digits().splits["train"]})),
@@ -205,6 +205,10 @@ REFUSED = [
     (lambda: paired(digits(), "inpaint", 1.5), "data.amount=1.5"),
     (lambda: paired(digits(), "invert", 2), "takes no amount"),
     (lambda: paired(digits(), "rotate", 0.5), "a whole number"),
+    (lambda: paired(digits(), "rotate", 4), "data.amount=4: data.change=rotate would change nothing"),
+    (lambda: paired(digits(), "super_resolve", 1), "data.amount=1: data.change=super_resolve would change nothing"),
+    (lambda: paired(digits(), "inpaint", 0.003), "data.amount=0.003: hides all or nothing of 8 x 8"),
+    (lambda: paired(digits(), "inpaint", 0.999), "data.amount=0.999: hides all or nothing of 8 x 8"),
     (lambda: paired(paired(digits()), "invert"), "one plain data set"),
     (lambda: unpaired(digits(), amount=2, to=digits()), "data.amount=2"),
     (lambda: Pipeline(paired(digits()), "binary", 5, 0), "unit and signed models"),

@@ -330,6 +330,9 @@ def test_the_picture_shows_samples_beside_their_neighbours():
     of = subject(source, lambda n: x[torch.arange(n) % 40], "unit")
     with seeded(0):
         (picture,) = [p for p in Nearest(n_fake=16, shown=16)(of) if isinstance(p, Picture)]
+        (few,) = [p for p in Nearest(n_fake=4, shown=16)(of) if isinstance(p, Picture)]
+        (four,) = [p for p in Nearest(n_fake=4, shown=4)(of) if isinstance(p, Picture)]
+    assert np.array_equal(few.pixels, four.pixels), "no more are shown than there are"
     pairs = x[:16].repeat_interleave(2, 0)  # each sample's neighbour is itself
     assert np.array_equal(picture.pixels, gentrain.pictures.to_bytes(gentrain.pictures.grid(pairs, columns=8)))
 

@@ -437,3 +437,18 @@ def broken(change) -> set[str]:
 )
 def test_faults_of_translations_are_found_by_the_claim_that_they_break(change, claims: set[str]):
     assert broken(change) == claims
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["model=pix2pix", "data=paired", "model.inputs=5000"], "model.inputs=5000 is more than the 1257 training"),
+        (
+            ["model=cyclegan", "data=unpaired", "objective.shape=[1,2,3]"],
+            r"objective.shape=\[1, 2, 3\]: the model's is",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_data_is_said_before_there_is_a_run(words: list[str], complaint: str):
+    with pytest.raises(UsageError, match=complaint):
+        build(*words)

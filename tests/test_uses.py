@@ -28,10 +28,12 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.conditioning import gibbs
 from gentrain.evaluation.estimator import Subject, seeded
 from gentrain.evaluation.views import missing
-from gentrain.models.base import Encodes, LatentVariable
+from gentrain.models.base import Encodes, Generative, LatentVariable, Reconstructs
+from gentrain.models.corruption import Kind
 from gentrain.models.rbm import RBM
 from gentrain.tasks.sample import standard
 from gentrain.truth.models import misfits
+from gentrain.types import Support
 from gentrain.uses.arithmetic import Arithmetic
 from gentrain.uses.base import Use
 from gentrain.uses.codes import Interpolate, Traverse, moments, slerp
@@ -162,6 +164,12 @@ class TestCompletion:
         assert all(h.float().mean() == 0.5 and torch.equal(h[0], h[1]) for h in hidden.values())
         assert hidden["bottom"][0, 2:].all() and hidden["top"][0, :2].all()
         assert hidden["left"][0, :, :3].all() and hidden["right"][0, :, 3:].all()
+        torch.manual_seed(1)
+        first = missing((1, 8, 8), "random", 0.5)
+        torch.manual_seed(2)
+        assert torch.equal(first, missing((1, 8, 8), "random", 0.5)), (
+            "models are compared on one mask, whatever the seed"
+        )
         centre = missing((1, 8, 8), "centre", 0.25)
         assert centre[0, 2:6, 2:6].all() and int(centre.sum()) == 16
         assert missing((6,), "bottom", 0.34).tolist() == [False] * 4 + [True] * 2
@@ -222,6 +230,33 @@ class TestCompletion:
         assert torch.equal(clean, subject.model.reconstruct(noisy))  # type: ignore[operator]
         changed = (x != noisy).float().mean()  # half of the corrupted half fall on what was there
         assert abs(changed - 0.25) < 5 * math.sqrt(0.25 * 0.75 / x.numel())
+
+    @pytest.mark.parametrize("kind", ["mask", "salt_and_pepper", "gaussian"])
+    def test_noise_is_that_of_the_picture_whatever_the_models_support(self, kind: Kind):
+        class Same(Generative, Reconstructs):
+            shape = (1, 8, 8)
+
+            def __init__(self, support: Support):
+                super().__init__()
+                self.support, self.place = support, torch.nn.Parameter(torch.zeros(()))
+
+            def sample(self, n: int) -> Tensor:
+                return torch.zeros(n, *self.shape)
+
+            def reconstruct(self, x: Tensor) -> Tensor:
+                return x
+
+        shown = []
+        for support in ("unit", "signed"):
+            subject = Subject(Same(support), Pipeline(build("model=rbm").source, support, 10, 0))
+            with seeded(4):
+                x = Denoise(kind, level=0.3)(subject.model, 30, lambda subject=subject: subject).x
+            shown.append((x + 1) / 2 if support == "signed" else x)
+        assert torch.allclose(*shown, atol=1e-6) and not torch.equal(shown[0][0], shown[0][1])
+
+    def test_no_noise_cannot_be_taken_off(self):
+        why = Denoise("gaussian", level=0.0).unfit(build("model=gan").model)
+        assert why and "set kind.level above 0" in why
 
 
 USES = standard()

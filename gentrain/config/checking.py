@@ -78,11 +78,7 @@ def check_evaluation(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UsageError: the first thing that is wrong, with key, value and remedy.
     """
-    require_given(cfg)
-    plain = resolve(cfg)
-    own = EvaluateSettings.__dataclass_fields__
-    _known_keys("", plain, {*own, "data", "device", "metric"})
-    _check_record(EvaluateSettings, {k: v for k, v in plain.items() if k in own}, "")
+    plain = _settings(EvaluateSettings, cfg, "data", "device", "metric")
     _check_record(DeviceSettings, plain["device"], "device.")
     _check_record(OtherData, plain["data"], "data.")
     metrics = plain.setdefault("metric", {})
@@ -99,11 +95,7 @@ def check_sampling(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UsageError: the first thing that is wrong, with key, value and remedy.
     """
-    require_given(cfg)
-    plain = resolve(cfg)
-    own = SampleSettings.__dataclass_fields__
-    _known_keys("", plain, {*own, "kind"})
-    _check_record(SampleSettings, {k: v for k, v in plain.items() if k in own}, "")
+    plain = _settings(SampleSettings, cfg, "kind")
     if not isinstance(plain.get("kind"), dict):
         raise UsageError(f"kind={plain.get('kind')}: choose one of {', '.join(groups()['kind'])}")
     _check_target("kind", plain["kind"], plain["kind"], plain["trust"])
@@ -125,10 +117,17 @@ def record(kind: type[T], cfg: DictConfig) -> T:
     Raises:
         UsageError: a key is missing or unknown, a value of the wrong type or out of range.
     """
+    return kind(**_settings(kind, cfg))
+
+
+def _settings(kind: type, cfg: DictConfig, *sections: str) -> dict[str, Any]:
+    """A composed configuration as plain data: the settings of a record, which are checked, and further sections."""
     require_given(cfg)
     plain = resolve(cfg)
-    _check_record(kind, plain, "")
-    return kind(**plain)
+    own = kind.__dataclass_fields__
+    _known_keys("", plain, {*own, *sections})
+    _check_record(kind, {k: v for k, v in plain.items() if k in own}, "")
+    return plain
 
 
 CHECKS: dict[str, Callable[[DictConfig], Any]] = {

@@ -35,6 +35,7 @@ class OnGame(Game):
         super().__init__(game.discriminator_steps, game.regularise)
         self.game, self.parts, self.leaves = game, game.parts, game.leaves
         self.boundary, self.probability, self.aim = game.boundary, game.probability, game.aim
+        self.moves_critic = game.moves_critic
 
     def require(self, model: Any) -> None:
         if not isinstance(model, self.game.needs):
