@@ -369,6 +369,7 @@ def test_games_that_a_look_ahead_cannot_follow_are_refused():
         Unrolled(Unrolled())
     with pytest.raises(UsageError, match=r"objective\.game=Wasserstein: moves"):
         Unrolled(AuxiliaryClassifier(Wasserstein()))
+    assert AuxiliaryClassifier(Wasserstein()).moves_critic and not AuxiliaryClassifier().moves_critic
     assert Unrolled(WassersteinGP()).game.discriminator_steps == 5
     for game in (BEGAN(), AuxiliaryClassifier()):  # neither touches the critic's weights itself
         assert Unrolled(game).game is game
