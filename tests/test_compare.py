@@ -112,6 +112,17 @@ def marks(block: Block) -> dict[str, str]:
 class TestLines:
     """Which runs make one line, and what stands in it."""
 
+    def test_a_mean_is_over_numbers_that_were_made_alike(self, make: Make, place: Path):
+        few, many = ({"estimator": "ais", "chains": chains, "ema": False} for chains in (10, 500))
+        for seed, (value, how) in enumerate([(-86.0, few), (-84.0, few), (-90.0, many)]):
+            make(f"r{seed}", [a_row(value, 0.5, kind="ais", settings=how)], seed=seed)
+        block = only(gentrain.compare(place))
+        assert block.columns == ["run", "metric.chains"]
+        found = {entry.cells["metric.chains"]: (entry.value, len(entry.members), entry.over) for entry in block.entries}
+        assert found == {10: (-85.0, 2, "seeds"), 500: (-90.0, 1, "examples")}
+        assert block.notes == ["made with different settings of the estimator: chains 10, 500"]
+        assert only(gentrain.compare(place, group_by="model")).columns == ["model", "metric.chains"]
+
     def test_seeds_become_mean_and_standard_deviation(self, make: Make, place: Path):
         values = [-86.0, -85.0, -87.5]
         for seed, value in enumerate(values):

@@ -47,7 +47,7 @@ class Entry:
         value: the mean over runs. spread: their sample standard deviation, or the standard error over examples where
             there is one run. error: the standard error of `value`, √(deviation²/runs + mean square of the rows'
             standard errors): the runs are judged on the same examples, so more of them don't lessen the second term.
-        mark: "best", "tied" with the best, or "".
+        made: the settings of the estimator, the same for all members. mark: "best", "tied" with the best, or "".
     """
 
     group: Group
@@ -56,6 +56,7 @@ class Entry:
     value: float
     spread: float
     error: float
+    made: dict[str, Any]
     mark: str = ""
 
     @property
@@ -127,7 +128,7 @@ def tabulate(
     titles = _titles(records)
     found: dict[tuple[Measure, str], list[Entry]] = {}
     for group in groups:
-        for (what, data), members in _members(group, metrics).items():
+        for (what, data, _), members in _members(group, metrics).items():
             found.setdefault((what, data), []).append(_entry(group, members))
     blocks = []
     for (what, data), entries in sorted(found.items(), key=lambda item: _order(*item[0])):
@@ -225,13 +226,19 @@ def _titles(records: Sequence[Record]) -> dict[str, str]:
 # --- entries --------------------------------------------------------------------------------------------------------
 
 
-def _members(group: Group, metrics: Sequence[str]) -> dict[tuple[Measure, str], list[tuple[Record, Row]]]:
-    """A group's rows by what they measure, by seed; of runs with the same settings and seed the newest counts."""
-    found: dict[tuple[Measure, str], dict[Any, tuple[Record, Row]]] = {}
+def _members(group: Group, metrics: Sequence[str]) -> dict[tuple[Measure, str, str], list[tuple[Record, Row]]]:
+    """A group's rows by what they measure and how, by seed; of runs with the same settings and seed the newest counts:
+    a mean is over numbers that were made alike."""
+    newest: dict[tuple[Measure, str], dict[Any, tuple[Record, Row]]] = {}
     for record in sorted(group.records, key=lambda r: r.path.name):
         for row in record.rows:
             if _wanted(row, metrics):
-                found.setdefault((measure(row), record.data), {})[_key(record, seed=True)] = (record, row)
+                newest.setdefault((measure(row), record.data), {})[_key(record, seed=True)] = (record, row)
+    found: dict[tuple[Measure, str, str], dict[Any, tuple[Record, Row]]] = {}
+    for (what, data), members in newest.items():
+        for key, (record, row) in members.items():
+            made = json.dumps(_made_by(row), sort_keys=True)
+            found.setdefault((what, data, made), {})[key] = (record, row)
     return {what: sorted(members.values(), key=lambda m: str(m[0].seed).zfill(20)) for what, members in found.items()}
 
 
@@ -241,24 +248,42 @@ def _wanted(row: Row, metrics: Sequence[str]) -> bool:
 
 def _entry(group: Group, members: list[tuple[Record, Row]]) -> Entry:
     values = [row.value for _, row in members]
-    within = math.sqrt(statistics.fmean(row.stderr**2 for _, row in members))
+    within, made = math.sqrt(statistics.fmean(row.stderr**2 for _, row in members)), _made_by(members[0][1])
     if len(values) == 1:
-        return Entry(group, {}, members, values[0], within, within)
+        return Entry(group, {}, members, values[0], within, within, made)
     deviation = statistics.stdev(values)
     error = math.hypot(deviation / math.sqrt(len(values)), within)
-    return Entry(group, {}, members, statistics.fmean(values), deviation, error)
+    return Entry(group, {}, members, statistics.fmean(values), deviation, error, made)
 
 
 def _columns(block: Block, group_by: Sequence[str]) -> None:
-    """What tells the lines of a block apart: the settings asked for, else name and those that differ among them."""
+    """What tells the lines of a block apart: the settings asked for, else name and those that differ among them; and
+    the settings of the estimator where one group has several lines, as `metric.…`."""
     if group_by:
         block.columns = list(group_by)
     else:
         keys = differing([entry.group.settings for entry in block.entries])
         block.columns = ["run", *[k for k in keys if k not in (*NAMED, "data")]]
+    own: dict[int, list[dict[str, Any]]] = {}
     for entry in block.entries:
-        entry.cells = {"run": entry.group.records[0].name, **entry.group.settings}
+        own.setdefault(id(entry.group), []).append(entry.made)
+    unlike = dict.fromkeys(k for several in own.values() for made in several for k in _unlike(several) if k in made)
+    block.columns += [f"metric.{key}" for key in unlike]
+    for entry in block.entries:
+        made = {f"metric.{key}": value for key, value in entry.made.items()}
+        entry.cells = {"run": entry.group.records[0].name, **entry.group.settings, **made}
         entry.cells = {column: entry.cells.get(column) for column in block.columns}
+
+
+def _unlike(made: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The estimators' settings in which some differ, with their values as JSON.
+
+    >>> _unlike([{"k": 1, "chains": 10}, {"k": 5, "chains": 10}])
+    {'k': ['1', '5']}
+    """
+    keys = dict.fromkeys(key for settings in made for key in settings)
+    values = {key: list(dict.fromkeys(json.dumps(settings.get(key)) for settings in made)) for key in keys}
+    return {key: found for key, found in values.items() if len(found) > 1}
 
 
 def _mark(block: Block) -> None:
@@ -304,11 +329,8 @@ def _notes(block: Block, group_by: Sequence[str]) -> Iterable[str]:
     members = [member for entry in block.entries for member in entry.members]
     if len(block.n) > 1:
         yield f"made on different numbers of examples: {', '.join(f'{n:,}' for n in block.n)}"
-    made = [_made_by(row) for _, row in members]
-    for key in dict.fromkeys(key for settings in made for key in settings):
-        values = list(dict.fromkeys(json.dumps(settings.get(key)) for settings in made))
-        if len(values) > 1:
-            yield f"made with different settings of the estimator: {key} {', '.join(values)}"
+    for key, values in _unlike([entry.made for entry in block.entries]).items():
+        yield f"made with different settings of the estimator: {key} {', '.join(values)}"
     if len({r.fingerprint for r, _ in members if r.fingerprint}) > 1:
         yield "the training data differ (data.validation, or the files themselves)"
     counted = {id(record) for record, _ in members}
