@@ -366,6 +366,7 @@ def test_all_of_it_resumes_bit_for_bit(model: str):
         (["model.norm=batchnorm"], "Did you mean 'batch'?"),
         (["model.hidden=[6]", "model.discriminator_norm=layer"], "model.discriminator_norm=layer"),
         (["model.minibatch_features=-1"], "model.minibatch_features=-1"),
+        (["model.norm=batch", "data.batch_size=1"], "data.batch_size=1: batch normalisation has no variance"),
     ],
 )
 def test_what_is_refused(overrides: list[str], said: str):
@@ -378,6 +379,12 @@ def test_what_is_refused(overrides: list[str], said: str):
 def test_from_python_as_well(kind: Any):
     with pytest.raises(UsageError, match=f"norm={kind}"):
         GAN((2,), hidden=[4, 4], norm=kind)
+
+
+def test_one_example_is_a_batch_for_other_normalisations():
+    assert (
+        build("model=gan", "data=ring", "data.n=200", "data.batch_size=1", "model.norm=layer").pipeline.batch_size == 1
+    )
 
 
 def test_a_reference_that_never_came_is_seen():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from gentrain import config
 from gentrain.data.pipeline import Pipeline
@@ -82,6 +83,11 @@ def _assemble(cfg: DictConfig, plain: dict[str, Any], device: Device) -> Assembl
         optim.build(part, model.get_submodule(part))  # so that what it can't take is said before anything is written
     model, objective = model.to(device.torch), objective.to(device.torch)
     pipeline = make_pipeline(plain, source, model, device)
+    if pipeline.batch_size == device.world and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise UsageError(
+            f"data.batch_size={pipeline.batch_size}: batch normalisation has no variance in one example"
+            f"{' a process' if device.world > 1 else ''}; use {2 * device.world} or more"
+        )
     if isinstance(model, StartsFromMean):
         model.start_from_mean(pipeline.mean())
     if isinstance(model, Standardises):
