@@ -287,6 +287,16 @@ def test_codes_given_what_is_seen_follow_the_posterior_of_a_linear_decoder(name:
     torch.testing.assert_close(z.t().cov(), covariance, atol=0.05, rtol=0.12)
 
 
+@pytest.mark.parametrize("name", VIEWS)
+def test_the_nearest_of_which_as_much_is_seen_is_that_of_the_pseudo_inverse(name: str):
+    shape, view = VIEWS[name]
+    torch.manual_seed(5)
+    z, x, size = torch.randn(6, *shape), torch.randn(6, *shape), math.prod(shape)
+    A = view(torch.eye(size).view(size, *shape)).flatten(1).t()
+    nearest = z.flatten(1) + (x - z).flatten(1) @ A.t() @ torch.linalg.pinv(A).t()
+    torch.testing.assert_close(view.onto(z, x).flatten(1), nearest)
+
+
 def test_of_a_decoder_a_picture_is_made_that_looks_like_what_is_seen():
     torch.manual_seed(0)
     model, view = Affine((1, 4, 4), 6), BlockMeans(2, (1, 4, 4))

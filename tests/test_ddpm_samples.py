@@ -129,6 +129,24 @@ def test_completions_keep_what_is_known_and_suit_it():
     assert found[10][1] == pytest.approx(math.sqrt(1 - 0.81), abs=0.1)
 
 
+def test_what_a_sum_leaves_open_is_drawn_given_the_sum():
+    """Of N(m, S) given a = w·x: the mean m + S w (a - w·m)/(wᵀS w), the covariance S - S w wᵀS/(wᵀS w). It comes nearer
+    with finer times. The data's own unit, 2 x + a mean, changes nothing."""
+    m, S, w = torch.tensor([0.5, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 2.0]]), torch.tensor([0.2, 0.8])
+    x, off = torch.tensor([3.0, 2.0]).expand(4000, 2), {}
+    for steps, taken in ((100, 25), (300, 300)):
+        model = gaussian(m.tolist(), S.tolist(), steps=steps, sample_steps=taken, resamples=3)
+        model.standardise(torch.tensor([0.3, 0.1]), torch.tensor([2.0, 2.0]))
+        with seeded(8):
+            made = model.restore(x, lambda z, x: z + ((x - z) @ w)[:, None] * w / w.square().sum())
+        torch.testing.assert_close(made @ w, x @ w)
+        inner, at = (made - model.mean) / 2, (x[0] - model.mean) / 2
+        gain = S @ w / (w @ S @ w)
+        assert torch.allclose(inner.mean(0), m + gain * ((at - m) @ w), atol=0.1)
+        off[taken] = float((inner.T.cov() - S + torch.outer(gain, S @ w)).norm())
+    assert off[300] < 0.1 and off[300] < off[25] / 3
+
+
 def test_what_is_known_has_the_noise_of_its_time_while_the_rest_is_drawn():
     model = gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]], steps=100, sample_steps=10, resamples=3)
     seen: list[tuple[int, float, float]] = []

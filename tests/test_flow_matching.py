@@ -313,6 +313,21 @@ def test_no_labels_no_conditions():
 # --- completion -------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_sum_leaves_open_is_drawn_given_the_sum():
+    """Of z ~ N(m, S) given a = v·z: the mean m + S v (a - v·m)/(vᵀS v), the covariance S - S v vᵀS/(vᵀS v). A sum w·x
+    of elements that have units of their own is v·z of z in these units, but for a number."""
+    torch.manual_seed(17)
+    model, w = Gaussian(steps=40, resamples=20), torch.tensor([0.2, 0.8]).double()
+    model.standardise(torch.tensor([0.3, -0.2]), torch.tensor([2.0, 0.5]))
+    x = torch.tensor([2.0, 1.0]).double().repeat(4000, 1)
+    made = model.restore(x, lambda z, x: z + ((x - z) @ w)[:, None] * w / w.square().sum())
+    assert torch.allclose(made @ w, x @ w)
+    z, v = model.inward(made), w * model.scale
+    gain = COVARIANCE @ v / (v @ COVARIANCE @ v)
+    assert torch.allclose(z.mean(0), MEAN + gain * ((model.inward(x)[0] - MEAN) @ v), atol=0.1)
+    assert torch.allclose(z.T.cov(), COVARIANCE - torch.outer(gain, COVARIANCE @ v), atol=0.1)
+
+
 def test_completion_keeps_what_is_known_and_nears_the_conditional():
     """p(x_2|x_1) of the Gaussian has mean m_2 + S_21/S_11 (x_1 - m_1) and variance S_22 - S_21²/S_11."""
     torch.manual_seed(13)

@@ -19,6 +19,7 @@ from torch.distributions import (
     Normal,
     TransformedDistribution,
 )
+from torch.nn.functional import avg_pool2d
 
 import gentrain
 from gentrain import config
@@ -257,6 +258,19 @@ class TestCompletion:
     def test_no_noise_cannot_be_taken_off(self):
         why = Denoise("gaussian", level=0.0).unfit(build("model=gan").model)
         assert why and "set kind.level above 0" in why
+
+
+@pytest.mark.parametrize("model", ["ddpm", "flow_matching"])
+def test_diffusion_keeps_the_blocks_it_is_shown(model: str):
+    assembly = build(f"model={model}", "model.channels=8", "data=digits")
+    subject = Subject(assembly.model.eval(), assembly.pipeline)
+    with seeded(3):
+        drawn = SuperResolve(factor=2, draws=3)(subject.model, 10, lambda: subject)
+    x, seen, *made = drawn.x.view(2, 5, 1, 8, 8).unbind(1)
+    for each in made:
+        assert (avg_pool2d(each, 2) - avg_pool2d(x, 2)).abs().max() < 1e-3
+        assert (each - seen).abs().max() > 0.3, "and the blocks are filled"
+    assert (made[0] - made[1]).abs().max() > 0.3
 
 
 USES = standard()

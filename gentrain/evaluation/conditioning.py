@@ -1,9 +1,10 @@
 """Examples given what is seen of them, by whatever a model has for it.
 
 `Completes`        its own way, for single elements: ancestral sampling, clamped Gibbs sampling, closed forms
+`Restores`         its own way, for any linear view y = A x: diffusion in which what is seen is put back at each time
 `LatentVariable`   for single elements a Markov chain over z and the missing part, by q(z|x) and p(x|z)
-`Decoder`          codes z by Hamiltonian Monte Carlo from the prior to p(z) N(y; A G(z), σ² I), for any linear view
-                   y = A x; latent-variable models too, where the view is no set of elements
+`Decoder`          codes z by Hamiltonian Monte Carlo from the prior to p(z) N(y; A G(z), σ² I), for any linear view;
+                   latent-variable models too, where the view is no set of elements
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gentrain.evaluation.codes import unit_scaled
 from gentrain.evaluation.inversion import discontinuous, expected
 from gentrain.evaluation.posterior_path import Observation, PosteriorPath, ladder
 from gentrain.evaluation.views import Pixels, View
-from gentrain.models.base import Completes, Decoder, Generative, LatentVariable, Law, given
+from gentrain.models.base import Completes, Decoder, Generative, LatentVariable, Law, Restores, given
 from gentrain.models.missing import impute
 
 RATE = 0.1
@@ -49,11 +50,16 @@ def unable_to_complete(model: Generative) -> str | None:
         return "models tokens, of which it goes on after the first ones only: kind=text"
     if isinstance(model, Completes | LatentVariable):
         return None
-    return unable_to_restore(model)
+    return unable_to_search(model)
 
 
 def unable_to_restore(model: Generative) -> str | None:
     """Why the model can't be asked for examples by a linear view of them, in words that follow its name."""
+    return None if isinstance(model, Restores) else unable_to_search(model)
+
+
+def unable_to_search(model: Generative) -> str | None:
+    """Why it has no codes that can be found by what is seen of their decodings, in words that follow its name."""
     if not isinstance(model, LatentVariable | Decoder):
         return "has no code to search for by what is seen: it is no LatentVariable or Decoder"
     return discontinuous(model.prior)
@@ -102,10 +108,27 @@ def require_mask(x: Tensor, known: Tensor) -> None:
 
 
 def _searchable(model: Generative) -> TypeGuard[LatentVariable | Decoder]:
-    return unable_to_restore(model) is None
+    return unable_to_search(model) is None
 
 
 def restored(
+    model: Generative, view: View, x: Tensor, effort: Effort, levels: int | None = None, y: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Examples (B, *shape) that look like those of x (B, *shape) by `view`, one for each, and the means they are drawn
+    around where there are such: a model's own way, else `decoded`.
+
+    Raises:
+        UsageError: the model can't.
+    """
+    if isinstance(model, Restores):
+        made = model.restore(x, view.onto)
+        return made, made
+    if _searchable(model):
+        return decoded(model, view, x, effort, levels, y)
+    raise UsageError(f"{type(model).__name__} {unable_to_restore(model)}")
+
+
+def decoded(
     model: LatentVariable | Decoder,
     view: View,
     x: Tensor,

@@ -26,6 +26,10 @@ class View(ABC):
     def picture(self, x: Tensor, blank: float) -> Tensor:
         """What is seen, as examples (B, *shape); `blank` stands where nothing is."""
 
+    @abstractmethod
+    def onto(self, z: Tensor, x: Tensor) -> Tensor:
+        """z + A⁺ (A x - A z), both (B, *shape): the nearest to z of which is seen what is seen of x."""
+
 
 class Pixels(View):
     """Some of the elements themselves.
@@ -42,6 +46,9 @@ class Pixels(View):
 
     def picture(self, x: Tensor, blank: float) -> Tensor:
         return torch.where(self.known, x, torch.full_like(x, blank))
+
+    def onto(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.where(self.known, x, z)
 
 
 class BlockMeans(View):
@@ -66,6 +73,9 @@ class BlockMeans(View):
     def picture(self, x: Tensor, blank: float) -> Tensor:
         return self(x.float()).repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
 
+    def onto(self, z: Tensor, x: Tensor) -> Tensor:
+        return z + self.picture(x - z, 0.0)  # A⁺ repeats each mean all over its block
+
 
 class Luminance(View):
     """The brightness of a picture in colour.
@@ -84,6 +94,10 @@ class Luminance(View):
 
     def picture(self, x: Tensor, blank: float) -> Tensor:
         return self(x.float()).expand(-1, 3, -1, -1)
+
+    def onto(self, z: Tensor, x: Tensor) -> Tensor:
+        weights = z.new_tensor(LUMINANCE).view(3, 1, 1)
+        return z + self(x - z) * weights / weights.square().sum()
 
 
 def missing(shape: tuple[int, ...], region: str, share: float) -> Tensor:

@@ -8,7 +8,7 @@ annealed paths have stands in `gentrain.models.energies`, what games need in `cr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import ClassVar, Literal
 
@@ -175,6 +175,22 @@ class Completes(ABC):
     def completion(self, known: Tensor) -> Law:
         """What the completions of examples of which so much is `known` (B, *shape) follow."""
         return "approximate"
+
+
+class Restores(Completes):
+    """Fills in what any linear map y = A x leaves open, of which hiding elements is one."""
+
+    @abstractmethod
+    def restore(self, x: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Examples (B, *shape) drawn given that as much is seen of them as of x (B, *shape), both in `support`.
+
+        Args:
+            onto: (z, x) -> z + A⁺ (A x - A z), the nearest to z of which is seen what is seen of x, both (B, *shape).
+                Nothing else may be asked of x.
+        """
+
+    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+        return self.restore(torch.where(known, x, torch.zeros_like(x)), lambda z, x: torch.where(known, x, z))
 
 
 class Conditions(Completes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Completes, Conditional, Denoises, evenly
+from gentrain.models.base import Conditional, Denoises, Restores, evenly
 from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, Schedule, Variance, independent_normal, over
 from gentrain.models.labels import checked
 from gentrain.models.standard import Standardised
@@ -21,7 +21,7 @@ from gentrain.models.timed import network as _network
 from gentrain.types import Fraction, NonNegativeFloat, OpenFraction, PositiveInt, Shape
 
 
-class DDPM(Diffuses, Standardised, Conditional, Completes, Denoises):
+class DDPM(Diffuses, Standardised, Conditional, Restores, Denoises):
     """p(x_{t-1}|x_t) = N(μ(x_t, t), σ_t² I) from x_T ~ N(0, I), where μ is the mean of q(x_{t-1}|x_t, x_0) for the x_0
     that a network predicts (Ho et al. 2020, arXiv:2006.11239).
 
@@ -34,8 +34,8 @@ class DDPM(Diffuses, Standardised, Conditional, Completes, Denoises):
 
     `complete` replaces what is known at each step by a draw from q(x_t|x) and goes back and forth between two times so
     that the rest comes to suit it (RePaint: Lugmayr et al. 2022, arXiv:2201.09865): an approximation of p(missing |
-    known), the nearer the more it goes. `denoise` predicts x_0 at the time whose noise comes nearest. A conditional
-    model does either without a label, which it has to have learned.
+    known), the nearer the more it goes. `restore` does so for what a linear map shows. `denoise` predicts x_0 at the
+    time whose noise comes nearest. A conditional model does all of it without a label, which it has to have learned.
 
     Args:
         shape: of one example.
@@ -241,9 +241,9 @@ class DDPM(Diffuses, Standardised, Conditional, Completes, Denoises):
         return self.outward(x.flatten(1)) if self.support == "real" else x.clamp(-1, 1)
 
     @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor) -> Tensor:
+    def restore(self, x: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         self.network.require_unlabelled()
-        given = self._inward(torch.where(known, x, torch.zeros_like(x)))
+        given = self._inward(x)
         filled = torch.randn_like(given)
         for t, s in pairwise(self.times):
             last = s == 0
@@ -251,8 +251,9 @@ class DDPM(Diffuses, Standardised, Conditional, Completes, Denoises):
                 if i > 0:
                     filled = self._forth(filled, s, t)
                 drawn = self._step(filled, t, s, None, eta=1.0)
-                filled = torch.where(known, given if last else self._forth(given, 0, s), drawn)
-        return torch.where(known, x, self._outward(filled))
+                wanted = given if last else self._forth(given, 0, s)
+                filled = self.agreeing(drawn.flatten(1), wanted.flatten(1), onto).view_as(drawn)
+        return self.settled(self._outward(filled), x, onto)
 
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
 from gentrain.models import timed
-from gentrain.models.base import Completes, Conditional
+from gentrain.models.base import Conditional, Restores
 from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.labels import checked
 from gentrain.models.layers import StandardNormal
@@ -25,7 +25,7 @@ FASTEST = 30.0
 """Frequency of the network's features of the time: a field that changes slowly can be solved in few steps."""
 
 
-class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
+class FlowMatching(ContinuousFlow, Standardised, Conditional, Restores):
     """dx/dt = v(x, t) from z ~ N(0, I) at t = 0 to data at t = 1 (Lipman et al. 2023, arXiv:2210.02747; Liu et al.
     2023, arXiv:2209.03003; Albergo & Vanden-Eijnden 2023, arXiv:2209.15571).
 
@@ -41,8 +41,9 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
 
     `complete` is an approximation, after RePaint (Lugmayr et al. 2022, arXiv:2201.09865): before each of `steps` steps
     the known part is put back as t x + (1 - t) ε with ε drawn anew, and each step is taken `resamples` times, noise
-    leading back to where it began, by which the drawn part comes to agree with the known one. `complete` and `codes`
-    of a conditional model are of v(x, t, ∅) unless they are given labels: codes are not to tell what they were told.
+    leading back to where it began, by which the drawn part comes to agree with the known one. `restore` does so for
+    what a linear map shows. Both of a conditional model are of v(x, t, ∅), and `codes` are unless they are given
+    labels: codes are not to tell what they were told.
 
     Args:
         shape: of one example. levels: number of values an element can take in the data, None for reals.
@@ -179,9 +180,8 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
         return self.decode(self.prior.sample(torch.Size([n])), y)
 
     @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor, y: Tensor | None = None) -> Tensor:
-        field = self._field_or_unlabelled(y, len(x))
-        there, end = known.flatten(1), self.inward(x)
+    def restore(self, x: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        field, end = self._field_or_unlabelled(None, len(x)), self.inward(x)
         state = torch.randn_like(end)
         times = [i / self.steps for i in range(self.steps + 1)]
         for start, stop in pairwise(times):
@@ -190,7 +190,6 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Completes):
                     keep = start / stop
                     deviation = math.sqrt((1 - start) ** 2 - (keep * (1 - stop)) ** 2)
                     state = keep * state + deviation * torch.randn_like(state)
-                state = torch.where(there, start * end + (1 - start) * torch.randn_like(end), state)
+                state = self.agreeing(state, start * end + (1 - start) * torch.randn_like(end), onto)
                 state = self._step(field, state, start, stop).x
-        made = self.outward(state)
-        return torch.where(known, x, made.clamp(-1, 1) if self.support == "signed" else made)
+        return self.settled(self.outward(state), x, onto)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from gentrain import noise
 from gentrain.models.base import Generative, Standardises
 from gentrain.types import Shape
+
+PROJECTIONS = 200
+"""What is missed shrinks by 1/16 or more at each where blocks of 4 x 4 pixels are kept."""
 
 
 class Standardised(Generative, Standardises):
@@ -49,6 +54,23 @@ class Standardised(Generative, Standardises):
     def outward(self, z: Tensor) -> Tensor:
         """x of z (B, D), (B, *shape)."""
         return (self.mean + self.scale * z).view(-1, *self.shape)
+
+    def agreeing(self, z: Tensor, other: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """z moved `onto` what is seen of `other`, all (B, D), in the unit of x: see `Restores`."""
+        own, wanted = ((self.scale * t).view(-1, *self.shape) for t in (z, other))
+        return onto(own, wanted).flatten(1) / self.scale
+
+    def settled(self, x: Tensor, other: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """x `onto` what is seen of `other`, all (B, *shape), in the range of `support`, by alternating projections."""
+        if self.support == "real":
+            return onto(x, other)
+        before = onto(x, other).clamp(-1, 1)
+        for _ in range(PROJECTIONS):
+            after = onto(before, other).clamp(-1, 1)
+            if torch.equal(after, before):
+                break
+            before = after
+        return before
 
     def start(self, n: int) -> Tensor:
         """Where chains may begin: x of z ~ N(0, I), in training from `gentrain.noise`."""

@@ -12,10 +12,10 @@ from gentrain.errors import UsageError
 from gentrain.evaluation.conditioning import (
     Effort,
     complete,
+    decoded,
     law,
-    restored,
     unable_to_complete,
-    unable_to_restore,
+    unable_to_search,
 )
 from gentrain.evaluation.views import Pixels, View, missing
 from gentrain.models.base import Decoder, Denoises, Generative, Reconstructs, given
@@ -121,7 +121,7 @@ class Denoise(Use):
                 return "can't reconstruct, and takes off gaussian noise alone; say kind.noise=gaussian"
             if not self.corruption.level:
                 return "can't reconstruct, and there is no noise to take off; set kind.level above 0"
-            return None if isinstance(model, Denoises) else unable_to_restore(model)
+            return None if isinstance(model, Denoises) else unable_to_search(model)
         return super().unfit(model)
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
@@ -139,6 +139,6 @@ class Denoise(Use):
         else:
             assert isinstance(model, Decoder)
             all_seen = Pixels(torch.ones(model.shape, dtype=torch.bool, device=model.device))
-            clean, _ = restored(model, all_seen, noisy, Effort(sigma=level), data().spec.levels, shown.y)
+            clean, _ = decoded(model, all_seen, noisy, Effort(sigma=level), data().spec.levels, shown.y)
         rows = torch.stack([t.float() for t in (shown.x, noisy, clean)], 1)
         return Drawn(rows.flatten(0, 1), columns=3 * across)

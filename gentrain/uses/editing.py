@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool2d
 
 from gentrain.errors import UsageError
 from gentrain.evaluation.codes import unit_scaled
-from gentrain.evaluation.conditioning import Effort, complete, unable_to_complete, unable_to_restore
+from gentrain.evaluation.conditioning import Effort, complete, unable_to_complete, unable_to_search
 from gentrain.evaluation.inversion import expected, invert
 from gentrain.models.base import Completes, Decoder, Encodes, Generative, LatentVariable, given
 from gentrain.models.latent import centre
@@ -64,7 +64,7 @@ class Edit(Use):
     def unfit(self, model: Generative) -> str | None:
         if not is_image(model.shape):
             return "makes no pictures to paint on"
-        return unable_to_complete(model) if isinstance(model, Completes) else unable_to_restore(model)
+        return unable_to_complete(model) if isinstance(model, Completes) else unable_to_search(model)
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
         levels = data().spec.levels

@@ -8,7 +8,7 @@ from typing import Literal
 from gentrain.errors import UsageError
 from gentrain.evaluation.conditioning import Effort, restored, unable_to_restore
 from gentrain.evaluation.views import BlockMeans, Luminance, View
-from gentrain.models.base import Decoder, Generative, LatentVariable
+from gentrain.models.base import Generative
 from gentrain.types import PositiveFloat, PositiveInt
 from gentrain.uses.base import Data, Drawn, Use, batch
 from gentrain.uses.completion import in_rows, repeated
@@ -17,8 +17,9 @@ from gentrain.uses.completion import in_rows, repeated
 class Restoration(Use):
     """Test examples, what is seen of them, and what the model makes of that.
 
-    A row holds the example, what is seen of it, and several draws: decodings of codes z ~ p(z) N(seen; A G(z), σ² I),
-    by Hamiltonian Monte Carlo that starts from the prior. A model of p(x|z) is shown by its mean.
+    A row holds the example, what is seen of it, and several draws: the model's own where it has a way (`Restores`),
+    else decodings of codes z ~ p(z) N(seen; A G(z), σ² I), by Hamiltonian Monte Carlo that starts from the prior. A
+    model of p(x|z) is shown by its mean.
 
     Args:
         draws: of each example. steps, leapfrog, sigma: as of `Effort`.
@@ -43,7 +44,6 @@ class Restoration(Use):
         """What is seen. Raises UsageError where examples don't have it."""
 
     def __call__(self, model: Generative, n: int, data: Data) -> Drawn:
-        assert isinstance(model, LatentVariable | Decoder)
         view, levels = self.view(model), data().spec.levels
         shown = batch(data, max(1, n // (2 + self.draws)))
         again, y = repeated(shown, self.draws)
