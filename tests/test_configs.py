@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
         ("optim.learning_rate=1", ["optim.learning_rate", "lr"]),
         ("+model.depth=3", ["model.depth", "there is no such key"]),
         ("data@data.of=mnst", ["data@data.of=mnst: there is no data 'mnst'", "Did you mean 'mnist'"]),
-        ("data=unpaired data@data.og=mnist", ["no key 'data.og'", "Valid:", "of, shape"]),
+        ("data=unpaired data@data.og=mnist", ["no key 'data.og'", "Valid:", "of, pad, shape"]),
         ("data=unpaired data@data.of=digits data.of.root=x", ["data.of.root=x: there is no key 'data.of.root'"]),
         ("+modell=vae", ["modell"]),
         ("++trainer.stesp=3", ["stesp", "Did you mean 'steps'?"]),

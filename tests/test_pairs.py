@@ -190,6 +190,17 @@ class TestUnpaired:
         assert batch.pair is not None and batch.pair.shape == batch.x.shape == (4, 1, 4, 4)
         assert (batch.pair == 1).all() and torch.allclose(batch.x, torch.tensor(2 / 6))
 
+    def test_the_frame_of_the_other_set_is_made_wider(self) -> None:
+        big = make_source("big", "levels", {"train": Split(torch.ones(4, 1, 6, 6, dtype=torch.uint8))}, levels=7)
+        square = Split(torch.full((4, 1, 4, 4), 6, dtype=torch.uint8))
+        square = make_source("square", "levels", {"train": square}, levels=7)
+        batch = Pipeline(unpaired(big, square, pad=1), "unit", 4, 0).batch(0)
+        assert batch.pair is not None
+        assert (batch.pair[:, :, 1:-1, 1:-1] == 1).all() and batch.pair.sum() == 4 * 16
+        batch = Pipeline(unpaired(big, square, pad=2, size=16), "unit", 4, 0).batch(0)
+        assert batch.pair is not None and batch.pair.shape == (4, 1, 16, 16)
+        assert float(batch.pair.sum()) == pytest.approx(4 * (16 * 4 / 8) ** 2, rel=0.01), "half of the frame's side"
+
 
 REFUSED = [
     (lambda: unpaired(digits(), moons(), change=None), r"shape \[1, 8, 8\] and moons of \[2\]; take two sets"),
@@ -211,6 +222,8 @@ REFUSED = [
     (lambda: paired(digits(), "inpaint", 0.999), "data.amount=0.999: hides all or nothing of 8 x 8"),
     (lambda: paired(paired(digits()), "invert"), "one plain data set"),
     (lambda: unpaired(digits(), amount=2, to=digits()), "data.amount=2"),
+    (lambda: unpaired(digits(), pad=2), "data.pad=2: is of another set"),
+    (lambda: unpaired(digits(), moons(), pad=2), "data.pad=2: is for images"),
     (lambda: Pipeline(paired(digits()), "binary", 5, 0), "unit and signed models"),
 ]
 

@@ -200,6 +200,7 @@ def unpaired(
     change: Change | None = None,
     amount: PositiveFloat | None = None,
     size: PositiveInt | None = None,
+    pad: NonNegativeInt = 0,
     validation: NonNegativeInt | None = None,
 ) -> Source:
     """Two domains: examples of one set, and, drawn apart from them, examples of another or of the same one changed.
@@ -211,6 +212,7 @@ def unpaired(
         of: the set that batches call x. to: the one they call `pair`; None takes other examples of `of`, changed.
         change, amount: what is done to the other domain, see `Degradation`; None is nothing, or `invert` without `to`.
         size: images of both become size x size; None leaves them.
+        pad: pixels of level 0 that images of `to` get on every side before that, where theirs fill more of the frame.
         validation: examples of either domain held out of training; None leaves the sets' own splits.
 
     Raises:
@@ -225,9 +227,13 @@ def unpaired(
     of = _held_out(_resized(_single(of), size), validation)
     one_set = to is None
     if to is None:
+        if pad:
+            raise UsageError(
+                f"data.pad={pad}: is of another set, data@data.to=…, and both domains are of one; set it 0"
+            )
         of, to = _halves(of)
     else:
-        to = _held_out(_resized(_single(to), size), validation)
+        to = _held_out(_resized(_padded(_single(to), pad), size), validation)
     if of.spec.shape != to.spec.shape:
         sizes = of.spec.is_image and to.spec.is_image and of.spec.shape[0] == to.spec.shape[0]
         remedy = f"bring images to one size by data.size, e.g. data.size={of.spec.shape[-1]}"
@@ -296,6 +302,17 @@ def _resized(source: Source, size: int | None) -> Source:
 
     splits = {key: Split(resize(_tensor(source, split.x)), split.y) for key, split in source.splits.items()}
     return _with(source, splits, levels=256)
+
+
+def _padded(source: Source, pad: int) -> Source:
+    """Its images with so many pixels of level 0 on every side."""
+    if not pad:
+        return source
+    spec = source.spec
+    if not spec.is_image or spec.support not in ("binary", "levels"):
+        raise UsageError(f"data.pad={pad}: is for images, and data={spec.name} has examples of {list(spec.shape)}")
+    splits = {key: Split(F.pad(_tensor(source, split.x), [pad] * 4), split.y) for key, split in source.splits.items()}
+    return _with(source, splits)
 
 
 def _tensor(source: Source, x: object) -> Tensor:
