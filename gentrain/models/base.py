@@ -177,17 +177,16 @@ class Completes(ABC):
         return "approximate"
 
 
+Onto = Callable[[Tensor, Tensor], Tensor]
+"""(z, x) -> z + A⁺ (A x - A z), all (B, *shape): the nearest to z of which a linear map A shows what it shows of x."""
+
+
 class Restores(Completes):
     """Fills in what any linear map y = A x leaves open, of which hiding elements is one."""
 
     @abstractmethod
-    def restore(self, x: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Examples (B, *shape) drawn given that as much is seen of them as of x (B, *shape), both in `support`.
-
-        Args:
-            onto: (z, x) -> z + A⁺ (A x - A z), the nearest to z of which is seen what is seen of x, both (B, *shape).
-                Nothing else may be asked of x.
-        """
+    def restore(self, x: Tensor, onto: Onto) -> Tensor:
+        """Examples (B, *shape) in `support`, drawn given what A shows of x (B, *shape): nothing else of x is read."""
 
     def complete(self, x: Tensor, known: Tensor) -> Tensor:
         return self.restore(torch.where(known, x, torch.zeros_like(x)), lambda z, x: torch.where(known, x, z))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from gentrain.errors import UsageError
-from gentrain.models.base import Conditional, Denoises, Restores, evenly
+from gentrain.models.base import Conditional, Denoises, Onto, Restores, evenly
 from gentrain.models.diffusion import Chain, Diffuses, DiscretizedNormal, Schedule, Variance, independent_normal, over
 from gentrain.models.labels import checked
 from gentrain.models.standard import Standardised
@@ -241,7 +241,7 @@ class DDPM(Diffuses, Standardised, Conditional, Restores, Denoises):
         return self.outward(x.flatten(1)) if self.support == "real" else x.clamp(-1, 1)
 
     @torch.no_grad()
-    def restore(self, x: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def restore(self, x: Tensor, onto: Onto) -> Tensor:
         self.network.require_unlabelled()
         given = self._inward(x)
         filled = torch.randn_like(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from gentrain.errors import UsageError
 from gentrain.models import timed
-from gentrain.models.base import Conditional, Restores
+from gentrain.models.base import Conditional, Onto, Restores
 from gentrain.models.continuous import ContinuousFlow
 from gentrain.models.labels import checked
 from gentrain.models.layers import StandardNormal
@@ -180,7 +180,7 @@ class FlowMatching(ContinuousFlow, Standardised, Conditional, Restores):
         return self.decode(self.prior.sample(torch.Size([n])), y)
 
     @torch.no_grad()
-    def restore(self, x: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def restore(self, x: Tensor, onto: Onto) -> Tensor:
         field, end = self._field_or_unlabelled(None, len(x)), self.inward(x)
         state = torch.randn_like(end)
         times = [i / self.steps for i in range(self.steps + 1)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from gentrain import noise
-from gentrain.models.base import Generative, Standardises
+from gentrain.models.base import Generative, Onto, Standardises
 from gentrain.types import Shape
 
 PROJECTIONS = 200
@@ -55,12 +53,12 @@ class Standardised(Generative, Standardises):
         """x of z (B, D), (B, *shape)."""
         return (self.mean + self.scale * z).view(-1, *self.shape)
 
-    def agreeing(self, z: Tensor, other: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """z moved `onto` what is seen of `other`, all (B, D), in the unit of x: see `Restores`."""
+    def agreeing(self, z: Tensor, other: Tensor, onto: Onto) -> Tensor:
+        """z moved `onto` what is seen of `other`, all (B, D), in the unit of x."""
         own, wanted = ((self.scale * t).view(-1, *self.shape) for t in (z, other))
         return onto(own, wanted).flatten(1) / self.scale
 
-    def settled(self, x: Tensor, other: Tensor, onto: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def settled(self, x: Tensor, other: Tensor, onto: Onto) -> Tensor:
         """x `onto` what is seen of `other`, all (B, *shape), in the range of `support`, by alternating projections."""
         if self.support == "real":
             return onto(x, other)
