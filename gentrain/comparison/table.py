@@ -267,7 +267,7 @@ def _columns(block: Block, group_by: Sequence[str]) -> None:
     own: dict[int, list[dict[str, Any]]] = {}
     for entry in block.entries:
         own.setdefault(id(entry.group), []).append(entry.made)
-    unlike = dict.fromkeys(k for several in own.values() for made in several for k in _unlike(several) if k in made)
+    unlike = dict.fromkeys(key for made in own.values() for key in _unlike(made))
     block.columns += [f"metric.{key}" for key in unlike]
     for entry in block.entries:
         made = {f"metric.{key}": value for key, value in entry.made.items()}
