@@ -35,7 +35,7 @@ class Matching(OnGame):
     needs = Stage
     excludes = ()
 
-    def __init__(self, game: Game | None = None, kl: NonNegativeFloat = 0.002, mismatched: bool = True):
+    def __init__(self, game: Game | None = None, kl: NonNegativeFloat = 0.02, mismatched: bool = True):
         super().__init__(game)
         self.kl, self.mismatched = kl, mismatched
 
@@ -81,7 +81,7 @@ class TwoStages(Stages):
         self,
         first: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.5,
         game: Game | None = None,
-        kl: NonNegativeFloat = 0.002,
+        kl: NonNegativeFloat = 0.02,
         mismatched: bool = True,
     ):
         shares = {"stage1": first, "stage2": 1 - first}
