@@ -173,6 +173,12 @@ def test_evaluation_is_all_of_the_split_the_same_for_every_seed_batch_size_and_p
     assert torch.equal(torch.cat([batch.x for batch in batches]), bits)
     limited = list(other.evaluation("test", batch_size=8, limit=20))
     assert torch.equal(torch.cat([batch.x for batch in limited]), bits[:20])
+    mixed = torch.cat([batch.x for batch in other.evaluation("test", batch_size=8, mixed=True)])
+    assert torch.equal(
+        mixed, torch.cat([b.x for b in Pipeline(source, "binary", 50, 0).evaluation("test", mixed=True)])
+    )
+    rows = [row.tobytes() for row in mixed.numpy()]
+    assert rows != (own := [row.tobytes() for row in bits.numpy()]) and sorted(rows) == sorted(own)
     same_pixels = make_source(
         "same", "levels", dict.fromkeys(("train", "validation", "test"), source.splits["test"]), levels=256
     )

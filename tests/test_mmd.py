@@ -12,7 +12,10 @@ from torch.nn.functional import mse_loss
 
 from gentrain import config, noise
 from gentrain.batch import Batch
+from gentrain.data.pipeline import Pipeline
+from gentrain.data.source import Split, make_source
 from gentrain.errors import UsageError
+from gentrain.evaluation.heldout import held_out
 from gentrain.models.autoencoder import Autoencoder
 from gentrain.models.gmmn import GMMN, GMMNAutoencoder
 from gentrain.objectives.mmd import MMD, PretrainGMMN, bank, mmd2
@@ -103,6 +106,20 @@ def test_held_out_numbers_average_to_the_unbiased_estimate():
     score = MMD([1.0], relative=False).validate(Fixed(y), Batch(x))["mmd"]
     assert score.values.shape == (9,) and (score.kind, score.unit) == ("mmd", "kernel of 1 between examples")
     assert score.values.mean().item() == pytest.approx(loops(x, y, [1.0], unbiased=True), abs=1e-5)
+
+
+def test_a_split_in_order_of_its_modes_is_held_out_as_one_that_is_mixed():
+    """A model that draws from both modes evenly has an MMD² of 0; batch after batch in order, it would be a mode's."""
+    torch.manual_seed(6)
+    x = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 5])
+    source = make_source("sorted", "real", {"train": Split(x), "test": Split(x)})
+    pipeline = Pipeline(source, "real", batch_size=100, seed=0)
+    objective = MMD([1.0], relative=False)
+    even = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 5])
+    found = held_out(objective, Fixed(even), pipeline, "test")["mmd"]
+    assert found.n == 400 and abs(found.mean) < 0.05
+    ordered = [objective.validate(Fixed(even), batch)["mmd"].values.mean() for batch in pipeline.evaluation("test")]
+    assert all(value > 0.15 for value in ordered)  # E k within a mode is 1/3: 1/3 + 1/6 - 1/3
 
 
 @pytest.mark.parametrize("shift", [0.5, 2.0])

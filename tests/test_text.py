@@ -88,6 +88,13 @@ def test_processes_share_the_streams_of_one(tmp_path: Path) -> None:
             assert torch.equal(getattr(batch, name), torch.cat([getattr(share, name) for share in shares]))
 
 
+def test_held_out_streams_are_never_mixed(tmp_path: Path) -> None:
+    for order, kept in (("stream", True), ("shuffled", False)):
+        pipeline = Pipeline(numbered(tmp_path, 100, order=order), "tokens", B, seed=1)
+        own, mixed = (torch.cat([b.x for b in pipeline.evaluation("train", mixed=m)]) for m in (False, True))
+        assert torch.equal(own, mixed) == kept
+
+
 def test_shuffled_windows_and_other_data_are_in_no_streams(tmp_path: Path) -> None:
     source = numbered(tmp_path, 100, order="shuffled")
     pipeline = Pipeline(source, "tokens", B, seed=1)

@@ -25,6 +25,7 @@ __all__ = ["Pipeline"]
 # First words of the hashes from which streams of random numbers come: no two purposes share a stream.
 _ORDER, _DRAW, _EVALUATION, _STATIC, _SOME = 1, 2, 3, 4, 6  # 5 is the samples' that evaluation draws
 _PARTNER, _CHANGE = 7, 8
+_MIXED = 9  # the seed of the one order of mixed held-out examples
 
 
 class Pipeline:
@@ -188,7 +189,9 @@ class Pipeline:
         keys = sample_keys(_CHANGE, keys)  # the draws of a dequantization are others
         return change(x, keys) if self.support == "unit" else change((x + 1) / 2, keys) * 2 - 1
 
-    def evaluation(self, split: str, batch_size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+    def evaluation(
+        self, split: str, batch_size: int | None = None, limit: int | None = None, mixed: bool = False
+    ) -> Iterator[Batch]:
         """All of a split in its own order, the last batch as small as it comes.
 
         Every process gets all of it, and the draws depend on the example alone: not on the seed, the batch size or
@@ -198,6 +201,8 @@ class Pipeline:
             split: "train", "validation" or "test".
             batch_size: examples at a time; training's batch size if None.
             limit: only the first so many examples.
+            mixed: in one order drawn at random, the same in every run, so that a batch is like the whole: the halves of
+                MNIST's test split were written by different people. Streams stay as they are.
 
         Raises:
             DataError: if the data set has no such split.
@@ -205,13 +210,15 @@ class Pipeline:
         if split not in self._splits:
             remedy = "; set data.validation above 0" if split == "validation" else ""
             raise DataError(f"data={self.spec.name} has no {split} split, only {', '.join(self._splits)}{remedy}")
-        return self._evaluate(split, batch_size or self.batch_size, limit)
+        return self._evaluate(split, batch_size or self.batch_size, limit, mixed and not self.streams)
 
-    def _evaluate(self, name: str, batch_size: int, limit: int | None) -> Iterator[Batch]:
+    def _evaluate(self, name: str, batch_size: int, limit: int | None, mixed: bool) -> Iterator[Batch]:
         split = self._splits[name]
-        size = len(split) if limit is None else min(limit, len(split))
-        for start in range(0, size, batch_size):
-            index = torch.arange(start, min(start + batch_size, size), device=self.device)
+        order = torch.arange(len(split) if limit is None else min(limit, len(split)))
+        if mixed:
+            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(_MIXED))]
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size].to(self.device)
             batch = self._held_out(name, index)
             yield batch if self.partner is None else _beside(batch, self.partner._held_out(name, index))
 

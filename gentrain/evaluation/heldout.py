@@ -35,11 +35,13 @@ class Estimate:
 def held_out(objective: Objective, model: Generative, pipeline: Pipeline, split: str) -> dict[str, Estimate]:
     """Every quantity that `objective.validate` knows, over the whole split.
 
-    The standard error is the sample deviation over examples divided by √n; it does not cover the estimator's noise.
+    Examples come mixed, as some quantities are of a batch as a whole, such as a squared discrepancy: of batches that
+    differ its mean is too large. The standard error is the sample deviation over examples divided by √n; it does not
+    cover the estimator's noise.
     """
     scores: dict[str, list[Score]] = {}
     with own_randomness(SEED):
-        for batch in pipeline.evaluation(split):
+        for batch in pipeline.evaluation(split, mixed=True):
             for name, score in objective.validate(model, batch).items():
                 scores.setdefault(name, []).append(score)
     return {name: _estimate(parts) for name, parts in scores.items()}
