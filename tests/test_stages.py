@@ -182,6 +182,39 @@ def test_the_network_is_born_as_the_stacks_way_up_and_down(name: str) -> None:
     assert torch.equal(model.ends(1).weight.view_as(before[2]), before[2])
 
 
+def test_dropout_leaves_inputs_of_the_encoders_layers_out_in_training_alone() -> None:
+    """Of W h + c with h_j kept and divided by 1 - p the mean is the whole's, the variance Σ_j w_j² h_j² p/(1 - p)."""
+    torch.manual_seed(3)
+    model = StackedAutoencoder((1, 2, 2), levels=2, hidden=[6, 2])
+    model.unroll()
+    for p in model.network.parameters():
+        torch.nn.init.normal_(p)
+    x = torch.rand(1, 1, 2, 2)
+    hidden = model.network["encoder"][:3](x)
+    last = model.get_submodule("network.encoder.3")
+    assert isinstance(last, torch.nn.Linear)
+    many = x.expand(40_000, 1, 2, 2)
+    codes = model.noisy_codes(many, [0.0, 0.4])
+    deviation = (hidden * last.weight).square().sum(1).mul(0.4 / 0.6).sqrt()
+    torch.testing.assert_close(codes.std(0), deviation, rtol=0.02, atol=0)
+    assert bool(((codes.mean(0) - model.codes(x)[0]).abs() < 4 * deviation / 200).all())
+    # the last share is for all layers that follow: some of 40,000 have lost every input of the first
+    first = model.network["encoder"][:3](torch.zeros_like(x))
+    lost = (model.noisy_codes(many, [0.9, 0.0]) - last(first)).abs().amax(1) < 1e-5
+    assert lost.float().mean().item() == pytest.approx(0.9**4, abs=0.01)
+    assert float(model.noisy_codes(many, [0.9]).sub(last(first)).abs().amax(1).lt(1e-5).float().mean()) < 0.01
+
+    batch, tuning = Batch(torch.rand(50, 1, 2, 2)), Finetune(dropout=[0.2, 0.5])
+    model.train()
+    one, other = (next(tuning(model, batch, 0.0)).loss for _ in range(2))
+    assert one is not None and other is not None and one != other
+    model.eval()
+    held_out = tuning.validate(model, batch)["cross_entropy"].values
+    assert torch.equal(held_out, Finetune().validate(model, batch)["cross_entropy"].values)
+    with pytest.raises(UsageError, match=r"objective.dropout=\[0.2, 0.5, 0.5\]: the encoder has 2 layers"):
+        Finetune(dropout=[0.2, 0.5, 0.5]).require(model)
+
+
 def test_a_layer_learns_from_what_lies_below_it() -> None:
     """Greedy training is the inner objective on the codes of the layers below, draw for draw."""
     made = build("model=stacked", "data=digits", "model.hidden=[12,8,3]")

@@ -140,10 +140,16 @@ def double(d_in: int, d_out: int, size: tuple[int, int], *, bias: bool = True) -
     return nn.ConvTranspose2d(d_in, d_out, kernel_size=4, stride=2, padding=1, output_padding=odd, bias=bias)
 
 
-class Dropout(nn.Module):
-    """x with each element 0 with probability p and divided by 1 - p else, in training (Srivastava et al. 2014).
+def dropped(x: Tensor, p: float) -> Tensor:
+    """x with each element 0 with probability p and divided by 1 - p else (Srivastava et al. 2014).
 
     Unlike torch's, its draws are those of `gentrain.noise`: several processes drop what one alone would.
+    """
+    return x * noise.uniform(*x.shape, device=x.device).ge_(p).div_(1 - p).to(x.dtype)
+
+
+class Dropout(nn.Module):
+    """`dropped` in training.
 
     Args:
         always: outside of training too, where what is drawn is the model's noise (Isola et al. 2017).
@@ -156,7 +162,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not ((self.training or self.always) and self.p > 0):
             return x
-        return x * noise.uniform(*x.shape, device=x.device).ge_(self.p).div_(1 - self.p).to(x.dtype)
+        return dropped(x, self.p)
 
 
 class DiagonalNormal(Independent, Reparametrised):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gentrain import noise
 from gentrain.models.autoencoder import Autoencoding
+from gentrain.models.layers import dropped
 
 
 class Stack(nn.Module, ABC):
@@ -110,6 +111,14 @@ class Unrolled(Stack, Autoencoding):
         if self._is_network:
             return self.network["encoder"](x)
         return self.upward(x, self.depth + 1)
+
+    def noisy_codes(self, x: Tensor, dropout: Sequence[float]) -> Tensor:
+        """The network's codes of x (B, latent_dim) where each layer drops a share of its inputs, the last one given for
+        all that follow."""
+        shares = chain(dropout, repeat(dropout[-1]))
+        for module in self.network["encoder"].children():
+            x = module(dropped(x, next(shares)) if isinstance(module, nn.Linear) else x)
+        return x
 
     def outputs(self, z: Tensor) -> Tensor:
         if self._is_network:

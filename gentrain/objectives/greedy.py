@@ -14,7 +14,7 @@ from gentrain.errors import UsageError
 from gentrain.models.stack import AutoencoderStack, RBMStack, Stack, Unrolled
 from gentrain.objectives.reconstruction import Loss, Reconstruction
 from gentrain.objectives.stages import Stages
-from gentrain.types import PositiveInt
+from gentrain.types import OpenFraction, PositiveInt
 from gentrain.update import Objective, Score, Update
 
 
@@ -109,14 +109,33 @@ class Finetune(Reconstruction):
 
     Args:
         loss: as in `Reconstruction`.
+        dropout: the share of the inputs of each of the encoder's layers that is left out in training, the lowest first,
+            the last for all that follow; () is without. Held-out numbers are of whole inputs.
+
+    Raises:
+        UsageError: shares for more layers than there are.
     """
 
     needs = Unrolled
     excludes = ()
     parts = ("network",)
+    compiled = ()  # dropout draws
 
-    def __init__(self, loss: Loss = "auto"):
+    def __init__(self, loss: Loss = "auto", dropout: Sequence[OpenFraction] = ()):
         super().__init__(loss)
+        self.dropout = tuple(dropout)
+
+    def require(self, model: Unrolled) -> None:
+        super().require(model)
+        if len(self.dropout) > model.depth:
+            raise UsageError(
+                f"objective.dropout={[*self.dropout]}: the encoder has {model.depth} layers; give no more shares"
+            )
+
+    def code(self, model: Unrolled, seen: Tensor) -> Tensor:
+        if self.dropout and model.training:
+            return model.noisy_codes(seen, self.dropout)
+        return super().code(model, seen)
 
     def begin(self, model: Unrolled) -> None:
         model.unroll()

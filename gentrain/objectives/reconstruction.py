@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -67,9 +67,13 @@ class Reconstruction(Objective):
         """What the encoder is shown of x."""
         return x
 
+    def code(self, model: Any, seen: Tensor) -> Tensor:
+        """What the encoder makes of it."""
+        return model.codes(seen)
+
     def errors(self, model: Restores, seen: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each example x given what the encoder saw of it, (B,), and its code."""
-        z = model.codes(seen)
+        z = self.code(model, seen)
         if self.name(model) == "cross_entropy":
             loss = binary_cross_entropy_with_logits(model.outputs(z), x, reduction="none")
         else:
