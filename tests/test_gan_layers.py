@@ -291,6 +291,25 @@ def test_what_was_built_before_is_built_the_same():
         assert torch.equal(ours, theirs)
 
 
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [[0.4, 0.0], [0.0, 0.4]])
+def test_dropout_of_the_discriminators_inputs_is_of_training_alone(where: list[float]):
+    """With w_j x_j kept and divided by 1 - p the variance is Σ_j w_j² x_j² p/(1 - p), the mean the whole's."""
+    torch.manual_seed(0)
+    gan = GAN((3,), discriminator_hidden=[1], activation="relu", discriminator_dropout=where)
+    first, last = (layer for layer in gan.discriminator if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        first.weight.fill_(0.5), first.bias.zero_(), last.weight.fill_(2.0), last.bias.fill_(0.3)
+    x = torch.tensor([[1.0, 2.0, 3.0]])  # the hidden unit is 3, the output 6.3
+    found = gan.discriminate(x.expand(40_000, 3))
+    variance = 14 * 0.4 / 0.6 if where[0] else 36 * 0.4 / 0.6
+    assert found.var().item() == pytest.approx(variance, rel=0.03)
+    assert found.mean().item() == pytest.approx(6.3, abs=4 * (variance / 40_000) ** 0.5)
+    assert gan.eval().discriminate(x).item() == pytest.approx(6.3, abs=1e-6)
+
+
 # --- from the command line --------------------------------------------------------------------------------------------
 
 
@@ -354,6 +373,7 @@ def test_what_models_claim_holds_with_all_of_it():
 def test_all_of_it_resumes_bit_for_bit(model: str):
     data = ["data=digits", "model.channels=2"] if model == "dcgan" else ["data=ring", "model.hidden=[6,5]"]
     layers = ["model.norm=virtual", "model.minibatch_features=3", "model.spectral_norm=true", "model.reference=7"]
+    layers += ["model.discriminator_dropout=[0.2,0.5]"] if model == "gan" else []
     differing, _, words = exact_resume(config.compose("train", [*SMALL, f"model={model}", *data, *layers]))
     assert differing == 0, words
 
@@ -365,6 +385,7 @@ def test_all_of_it_resumes_bit_for_bit(model: str):
         (["model.norm=instance"], "model.norm=instance: must be batch | none | layer | virtual | reference"),
         (["model.norm=batchnorm"], "Did you mean 'batch'?"),
         (["model.hidden=[6]", "model.discriminator_norm=layer"], "model.discriminator_norm=layer"),
+        (["model.hidden=[6]", "model.discriminator_dropout=[0,0,0]"], "the critic has 2 layers; give no more shares"),
         (["model.minibatch_features=-1"], "model.minibatch_features=-1"),
         (["model.norm=batch", "data.batch_size=1"], "data.batch_size=1: batch normalisation has no variance"),
     ],

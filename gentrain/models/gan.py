@@ -30,7 +30,7 @@ from gentrain.models.players import (
     radford,
     start_orthogonal,
 )
-from gentrain.types import DenseNormKind, NonNegativeInt, NormKind, PositiveFloat, PositiveInt, Shape
+from gentrain.types import DenseNormKind, NonNegativeInt, NormKind, OpenFraction, PositiveFloat, PositiveInt, Shape
 
 
 class GeneratorNetwork(Decoder):
@@ -100,9 +100,12 @@ class GAN(TwoNetworks):
         spectral_norm: whether the discriminator's weights have a largest singular value of 1.
         activation: of both parts. orthogonal: gain of orthogonal weights to start from; None is torch's uniform ones.
         discriminator_scale: what the discriminator multiplies x by first.
+        discriminator_dropout: share of the inputs of each of the discriminator's layers that is left out in training,
+            the first layer's first, the last one for all that follow; () is without.
 
     Raises:
-        UsageError: `discriminator_norm` of a discriminator that has no hidden layer but its first.
+        UsageError: `discriminator_norm` of a discriminator that has no hidden layer but its first, or dropout of more
+            layers than it has.
 
     >>> gan = GAN((2,), latent_dim=4, hidden=[8])
     >>> gan.support, gan.sample(3).shape, gan.discriminate(gan.sample(3)).shape
@@ -126,6 +129,7 @@ class GAN(TwoNetworks):
         activation: Literal["leaky", "relu", "tanh"] = "leaky",
         orthogonal: PositiveFloat | None = None,
         discriminator_scale: PositiveFloat = 1.0,
+        discriminator_dropout: Sequence[OpenFraction] = (),
     ):
         shape = tuple(shape)
         critic = list(reversed(hidden)) if discriminator_hidden is None else list(discriminator_hidden)
@@ -134,6 +138,11 @@ class GAN(TwoNetworks):
                 f"model.discriminator_norm={discriminator_norm}: the critic's first hidden layer is not normalised, and"
                 f" it has {len(critic)}; give model.discriminator_hidden two layers or more"
             )
+        if len(discriminator_dropout) > len(critic) + 1:
+            raise UsageError(
+                f"model.discriminator_dropout={[*discriminator_dropout]}: the critic has {len(critic) + 1} layers; give"
+                " no more shares"
+            )
         norms = Norm(norm, reference), Norm(discriminator_norm or norm, reference)
         between = ACTIVATIONS[activation]
         minibatch = Minibatch(minibatch_features, minibatch_dims, minibatch_deviation)
@@ -141,7 +150,15 @@ class GAN(TwoNetworks):
             shape,
             latent_dim,
             dense_generator(latent_dim, hidden, shape, norms[0], bounded=levels is not None, activation=between),
-            dense_critic(shape, critic, norms[1], minibatch, activation=between, scale=discriminator_scale),
+            dense_critic(
+                shape,
+                critic,
+                norms[1],
+                minibatch,
+                activation=between,
+                scale=discriminator_scale,
+                dropout=discriminator_dropout,
+            ),
         )
         if orthogonal is not None:
             start_orthogonal(self, orthogonal)

@@ -148,6 +148,15 @@ def dropped(x: Tensor, p: float) -> Tensor:
     return x * noise.uniform(*x.shape, device=x.device).ge_(p).div_(1 - p).to(x.dtype)
 
 
+def every_layer(shares: Sequence[float], layers: int) -> list[float]:
+    """A share for each of so many layers: the last one given is for all that follow, and without any it is 0.
+
+    >>> every_layer([0.2, 0.5], 3), every_layer([], 2)
+    ([0.2, 0.5, 0.5], [0.0, 0.0])
+    """
+    return [*shares, *[shares[-1] if shares else 0.0] * layers][:layers]
+
+
 class Dropout(nn.Module):
     """`dropped` in training.
 

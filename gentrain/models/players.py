@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from gentrain.models.layers import double, halve, halvings
+from gentrain.models.layers import Dropout, double, every_layer, halve, halvings
 from gentrain.models.minibatch import Minibatch
 from gentrain.models.normalisation import AFFINE, Norm
 
@@ -93,17 +93,21 @@ def dense_critic(
     *,
     activation: Callable[[], nn.Module] = leaky,
     scale: float = 1.0,
+    dropout: Sequence[float] = (),
 ) -> Network:
-    """(B, *shape), which is scaled first, -> (B, 1); every hidden layer but the first is normalised, as in DCGAN."""
+    """(B, *shape), which is scaled first, -> (B, 1); every hidden layer but the first is normalised, as in DCGAN, and
+    each layer drops a share of its inputs, see `every_layer`."""
     sizes = [math.prod(shape), *hidden]
+    drops = [[Dropout(share)] if share else [] for share in every_layer(dropout, len(sizes))]
     layers: list[nn.Module] = [nn.Flatten(), *([] if scale == 1 else [Scale(scale)])]
     for i, (d_in, d_out) in enumerate(pairwise(sizes)):
         layers += [
+            *drops[i],
             nn.Linear(d_in, d_out, bias=i == 0 or norm.bias),
             *(norm.layers(d_out, 0) if i else []),
             activation(),
         ]
-    return Network([*layers, *minibatch.last(sizes[-1], 0, norm.rows)], _examples(shape, norm))
+    return Network([*layers, *drops[-1], *minibatch.last(sizes[-1], 0, norm.rows)], _examples(shape, norm))
 
 
 def conv_generator(

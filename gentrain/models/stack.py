@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import chain, pairwise, repeat
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gentrain import noise
 from gentrain.models.autoencoder import Autoencoding
-from gentrain.models.layers import dropped
+from gentrain.models.layers import dropped, every_layer
 
 
 class Stack(nn.Module, ABC):
@@ -115,7 +115,7 @@ class Unrolled(Stack, Autoencoding):
     def noisy_codes(self, x: Tensor, dropout: Sequence[float]) -> Tensor:
         """The network's codes of x (B, latent_dim) where each layer drops a share of its inputs, the last one given for
         all that follow."""
-        shares = chain(dropout, repeat(dropout[-1]))
+        shares = iter(every_layer(dropout, self.depth))
         for module in self.network["encoder"].children():
             x = module(dropped(x, next(shares)) if isinstance(module, nn.Linear) else x)
         return x
