@@ -76,6 +76,15 @@ def test_each_stage_has_its_share_and_a_progress_of_its_own() -> None:
     assert objective.parts == ("part0", "part1")
 
 
+def test_a_stage_without_a_share_is_left_out_and_the_next_begins() -> None:
+    stages, (first, middle, second, last) = staged(0, 1, 0, 0)
+    x = Batch(torch.zeros(4, 2))
+    for progress in (0.0, 0.5, 0.999):
+        list(stages(torch.nn.Identity(), x, progress))
+    assert (first.begun, middle.begun, second.begun, last.begun) == (0, 1, 0, 0)
+    assert middle.seen == [0.0, 0.5, 0.999] and not (first.seen or second.seen or last.seen)
+
+
 def test_held_out_numbers_are_those_of_the_stage_that_is_on() -> None:
     objective, spies = staged(0.5, 0.5)
     x, model = Batch(torch.zeros(3, 2)), torch.nn.Identity()
@@ -106,7 +115,8 @@ def test_a_stage_that_was_resumed_does_not_begin_again() -> None:
     ("stages", "words"),
     [
         ({}, "at least one stage"),
-        ({"a": {"share": 0, "objective": CD()}}, r"stages.a.share=0"),
+        ({"a": {"share": 0, "objective": CD()}}, r"stages=\['a'\]: give at least one stage a share above 0"),
+        ({"a": {"share": -1, "objective": CD()}}, r"stages.a.share=-1"),
         ({"a": {"share": "x", "objective": CD()}}, r"stages.a.share=x"),
         ({"a": {"share": 1, "objective": {"k": 1}}}, r"stages.a.objective"),
         ({"a": {"objective": CD()}}, r"stages.a: a stage is"),
@@ -307,7 +317,7 @@ def test_linear_hidden_units_are_integrated_out_rightly() -> None:
         (["model=stacked", "model.hidden=[]"], r"model.hidden=\[\]"),
         (["model=stacked", "objective=reconstruction"], "pretrain_autoencoder"),
         (["model=stacked", "objective=pretrain_rbm"], "is no RBMStack"),
-        (["model=deep_autoencoder", "objective.stages.pretrain.share=0"], r"stages.pretrain.share=0"),
+        (["model=deep_autoencoder", "objective.stages.pretrain.share=-1"], r"stages.pretrain.share=-1"),
         (["model=deep_autoencoder", "objective.stages.pretrain.objective.hidden=[3]"], "1 layers, and the model has 3"),
         (["model=stacked", "objective.stages.pretrain.objective.inner.level=2"], "level=2"),
         (["model=stacked", "objective.stages.pretrain.objective.inner.levle=2"], "levle"),

@@ -25,10 +25,10 @@ class Stages(Objective):
     last.
 
     Args:
-        stages: name -> {share, objective}, in their order; shares are relative to their sum.
+        stages: name -> {share, objective}, in their order; shares are relative to their sum, and 0 leaves a stage out.
 
     Raises:
-        UsageError: there is no stage, or one has no positive share or no objective.
+        UsageError: there is no stage but such as are left out, or one has a negative share or no objective.
     """
 
     needs = Generative
@@ -41,14 +41,14 @@ class Stages(Objective):
             if not isinstance(stage, Mapping) or {*stage} != {"share", "objective"}:
                 raise UsageError(f"objective.stages.{name}: a stage is {{share: …, objective: …}}")
             share, objective = stage["share"], stage["objective"]
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < float("inf"):
-                raise UsageError(f"objective.stages.{name}.share={share}: must be a number above 0")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < float("inf"):
+                raise UsageError(f"objective.stages.{name}.share={share}: must be a number, 0 or more")
             if not isinstance(objective, Objective):
                 raise UsageError(f"objective.stages.{name}.objective: must name an objective by its _target_")
             shares.append(share)
             self.objectives[name] = objective
-        if not shares:
-            raise UsageError("objective.stages={}: give at least one stage")
+        if not any(shares):
+            raise UsageError(f"objective.stages={[*stages]}: give at least one stage a share above 0")
         self.ends = [end / sum(shares) for end in accumulate(shares)]
         self.parts = tuple(dict.fromkeys(part for objective in self._all for part in objective.parts))
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
