@@ -401,12 +401,28 @@ def test_labels_go_with_codes_where_asked():
             next(AAE()(model, Batch(x), 0.0))
 
 
+def test_dropout_of_the_encoders_inputs_is_of_training_alone():
+    """Of w_j x_j kept and divided by 1 - p the variance is Σ_j w_j² x_j² p/(1 - p), the mean the whole's."""
+    torch.manual_seed(0)
+    model = AAEModel((3,), latent_dim=1, hidden=[], dropout=[0.4])
+    (layer,) = (m for m in model.encoder if isinstance(m, nn.Linear))
+    with torch.no_grad():
+        layer.weight.fill_(2.0), layer.bias.fill_(0.3)
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    found, variance = model.codes(x.expand(40_000, 3)), 4 * 14 * 0.4 / 0.6
+    assert found.var().item() == pytest.approx(variance, rel=0.03)
+    assert found.mean().item() == pytest.approx(12.3, abs=4 * (variance / 40_000) ** 0.5)
+    assert model.eval().codes(x).item() == pytest.approx(12.3, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"prior": "mixture", "latent_dim": 3}, "model.latent_dim=3: a mixture is of 2-D Gaussians"),
         ({"supervised": True, "latent_dim": 2, "prior": "mixture", "classes": 4}, "model.components=10"),
         ({"supervised": True}, "these data have no labels"),
+        ({"dropout": [0.1, 0.1, 0.1]}, "the encoder has 2 layers; give no more shares"),
+        ({"dropout": [0.1], "network": "conv"}, "the encoder is convolutional"),
     ],
 )
 def test_aae_refuses(options: dict, words: str):

@@ -17,7 +17,7 @@ from gentrain.errors import UsageError
 from gentrain.models.autoencoder import EncoderDecoder
 from gentrain.models.coders import leaky
 from gentrain.models.layers import mlp
-from gentrain.types import PositiveFloat, PositiveInt, Shape
+from gentrain.types import OpenFraction, PositiveFloat, PositiveInt, Shape
 
 RADIUS, ACROSS = 4.0, 0.3
 """Of a mixture's components, in their deviations along the ray: how far out they are, and their deviation across it."""
@@ -46,10 +46,12 @@ class AAE(EncoderDecoder):
         support: of x; `auto` is `real` for reals, else `unit`.
         prior: `gaussian` or `mixture`. scale: s, of a mixture's component its deviation along the ray.
         components: of a mixture. supervised: whether labels choose them.
+        dropout: share of the inputs of each of the encoder's layers that is left out in training, the first layer's
+            first, the last one for all that follow; () is without. Only for `mlp`.
 
     Raises:
-        UsageError: a mixture of codes that aren't 2-D, labels that the data lack or that are no component's, or as of
-            the `Autoencoder`.
+        UsageError: a mixture of codes that aren't 2-D, labels that the data lack or that are no component's, dropout of
+            layers that aren't there, or as of the `Autoencoder`.
 
     >>> aae = AAE((1, 8, 8), levels=17, latent_dim=2, hidden=[16], prior="mixture")
     >>> z = aae.codes(aae.sample(3))
@@ -74,10 +76,11 @@ class AAE(EncoderDecoder):
         scale: PositiveFloat = 1.0,
         components: PositiveInt = 10,
         supervised: bool = False,
+        dropout: Sequence[OpenFraction] = (),
     ):
         super().__init__()
         self._set_space(shape, levels, support, output, latent_dim)
-        self._set_networks(network, hidden, channels, activation)
+        self._set_networks(network, hidden, channels, activation, dropout=dropout)
         mixed = prior == "mixture"
         if mixed and latent_dim != 2:
             raise UsageError(f"model.latent_dim={latent_dim}: a mixture is of 2-D Gaussians; use 2, or prior=gaussian")

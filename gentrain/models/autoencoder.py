@@ -186,13 +186,26 @@ class EncoderDecoder(Restores):
     decoder: nn.Module
 
     def _set_networks(
-        self, network: str, hidden: Sequence[int], channels: int | None, activation: str, tied: bool = False
+        self,
+        network: str,
+        hidden: Sequence[int],
+        channels: int | None,
+        activation: str,
+        tied: bool = False,
+        dropout: Sequence[float] = (),
     ) -> None:
         """Make them.
 
         Raises:
             UsageError: `conv` asked of what is no image of a fitting size, or options that exclude each other.
         """
+        if dropout and (network == "conv" or len(dropout) > len(hidden) + 1):
+            has = (
+                "is convolutional; use []"
+                if network == "conv"
+                else f"has {len(hidden) + 1} layers; give no more shares"
+            )
+            raise UsageError(f"model.dropout={[*dropout]}: the encoder {has}")
         between = ACTIVATIONS[activation]
         if network == "conv":
             if tied:
@@ -203,7 +216,7 @@ class EncoderDecoder(Restores):
         else:
             if channels is not None:
                 raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
-            encoder = nn.Sequential(nn.Flatten(), *mlp([self.size, *hidden, self.latent_dim], between))
+            encoder = nn.Sequential(nn.Flatten(), *mlp([self.size, *hidden, self.latent_dim], between, dropout=dropout))
             mirrored = [self.latent_dim, *reversed(hidden), self.size]
             decoder = _Mirror(encoder, between()) if tied else mlp(mirrored, between, bias=False)
         self.encoder, self.decoder = encoder, decoder

@@ -24,9 +24,10 @@ def mlp(
     *,
     bias: bool = True,
     norm: Callable[[int], nn.Module] | None = None,
+    dropout: Sequence[float] = (),
 ) -> nn.Sequential:
     """Linear layers sizes[0] -> … -> sizes[-1] with `norm` of so many units, if any, and `activation` between them;
-    `bias` is the last layer's.
+    `bias` is the last layer's, and of each layer's inputs a share is dropped, see `every_layer`.
 
     >>> mlp([4, 8, 2])
     Sequential(
@@ -37,7 +38,9 @@ def mlp(
     """
     last = len(sizes) - 2
     layers: list[nn.Module] = []
+    shares = every_layer(dropout, len(sizes) - 1)
     for i, (d_in, d_out) in enumerate(pairwise(sizes)):
+        layers += [Dropout(shares[i])] if shares[i] else []
         layers.append(nn.Linear(d_in, d_out, bias=bias or i < last))
         if i < last:
             layers += [norm(d_out)] if norm else []
