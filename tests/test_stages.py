@@ -159,9 +159,10 @@ def test_finished_layers_are_bit_identical(name: str, tmp_path: Path) -> None:
     assert states[12]["unrolled"] == 0 and states[13]["unrolled"] == 1
 
 
-@pytest.mark.parametrize("name", STACKS)
-def test_the_network_is_born_as_the_stacks_way_up_and_down(name: str) -> None:
-    made = build(f"model={name}", "data=digits", "model.hidden=[12,8,3]")
+@pytest.mark.parametrize(("name", "tied"), [("deep_autoencoder", True), ("stacked", True), ("stacked", False)])
+def test_the_network_is_born_as_the_stacks_way_up_and_down(name: str, tied: bool) -> None:
+    options = [] if tied else ["model.tied=false"]
+    made = build(f"model={name}", "data=digits", "model.hidden=[12,8,3]", *options)
     model = made.model
     assert isinstance(model, DeepAutoencoder | StackedAutoencoder)
     with torch.no_grad():
@@ -171,14 +172,14 @@ def test_the_network_is_born_as_the_stacks_way_up_and_down(name: str) -> None:
     x = made.pipeline.batch(0).x
     h = x.flatten(1)
     for i in (1, 2, 3):  # by hand
-        weight, c, _ = model.ends(i)
-        h = h @ weight.t() + c
+        ends = model.ends(i)
+        assert torch.equal(ends.weight.t(), ends.back) == tied
+        h = h @ ends.weight.t() + ends.up
         h = torch.sigmoid(h) if i < 3 else h
     torch.testing.assert_close(model.codes(x), h)
     y = h
     for i in (3, 2, 1):
-        weight, _, b = model.ends(i)
-        y = torch.sigmoid(y @ weight + b)
+        y = torch.sigmoid(y @ model.ends(i).back.t() + model.ends(i).down)
     torch.testing.assert_close(model.reconstruct(x).flatten(1), y)
     before = model.codes(x), model.reconstruct(x), model.filters()
     model.unroll()

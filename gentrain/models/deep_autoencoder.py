@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -67,7 +66,7 @@ class DeepAutoencoder(Unrolled, RBMStack, Filters):
 
     def ends(self, i: int) -> Ends:
         layer = self._rbm(i)
-        return Ends(layer.weight, layer.hidden_bias, layer.visible_bias)
+        return Ends(layer.weight, layer.hidden_bias, layer.weight.t(), layer.visible_bias)
 
     @torch.no_grad()
     def start_from_mean(self, mean: Tensor) -> None:
@@ -81,7 +80,7 @@ class DeepAutoencoder(Unrolled, RBMStack, Filters):
 class StackedAutoencoder(Unrolled, AutoencoderStack, Filters):
     """Autoencoders of one layer each, stacked, unrolled and fine-tuned (Bengio et al. 2007; Vincent et al. 2010).
 
-    Layer i encodes the codes of layer i - 1, by a sigmoid layer with tied weights. Layers that learn by `denoising`
+    Layer i encodes the codes of layer i - 1, by a sigmoid layer. Layers that learn by `denoising`
     make it a stacked denoising autoencoder, at `level=0` a plain one.
 
     Args:
@@ -89,6 +88,7 @@ class StackedAutoencoder(Unrolled, AutoencoderStack, Filters):
         levels: number of values an element can take in the data, None for reals.
         hidden: units of the layers, the last of them the code's.
         code: of the last layer, `linear` or `sigmoid`.
+        tied: in pretraining a layer's weights downwards are those upwards, transposed.
 
     Raises:
         UsageError: there is no layer.
@@ -104,20 +104,18 @@ class StackedAutoencoder(Unrolled, AutoencoderStack, Filters):
         levels: PositiveInt | None = None,
         hidden: Sequence[PositiveInt] = (500, 250, 30),
         code: Literal["linear", "sigmoid"] = "linear",
+        tied: bool = True,
     ):
         super().__init__()
         _require_layers(hidden)
         self._set_space(shape, levels, "auto", "auto", hidden[-1])
-        layers = [self._autoencoder(self.shape, levels, hidden[0], code if len(hidden) == 1 else "sigmoid")]
-        for i, (below, units) in enumerate(pairwise(hidden), 2):
-            layers.append(self._autoencoder((below,), 2, units, code if i == len(hidden) else "sigmoid"))
+        layers: list[Autoencoder] = []
+        for i, units in enumerate(hidden, 1):
+            below = (self.shape, levels) if i == 1 else ((hidden[i - 2],), 2)
+            kind = code if i == len(hidden) else "sigmoid"
+            layers.append(Autoencoder(*below, latent_dim=units, hidden=(), code=kind, tied=tied))
         self.stack(layers)
         self._make_network(hidden, ACTIVATIONS[code]())
-
-    @staticmethod
-    def _autoencoder(shape: Sequence[int], levels: int | None, units: int, code: str) -> Autoencoder:
-        kind: Literal["linear", "sigmoid"] = "linear" if code == "linear" else "sigmoid"
-        return Autoencoder(tuple(shape), levels, latent_dim=units, hidden=(), code=kind, tied=True)
 
     def up(self, i: int, x: Tensor) -> Tensor:
         return self._autoencoder_of(i).codes(x)
@@ -129,8 +127,9 @@ class StackedAutoencoder(Unrolled, AutoencoderStack, Filters):
 
     def ends(self, i: int) -> Ends:
         layer = self._autoencoder_of(i)
-        (linear,) = (m for m in layer.encoder.children() if isinstance(m, nn.Linear))
-        return Ends(linear.weight, linear.bias, layer.bias)
+        (up,) = (m for m in layer.encoder.children() if isinstance(m, nn.Linear))
+        down = [m for m in layer.decoder.children() if isinstance(m, nn.Linear)]  # none where they are tied
+        return Ends(up.weight, up.bias, down[0].weight if down else up.weight.t(), layer.bias)
 
     def start_from_mean(self, mean: Tensor) -> None:
         self._autoencoder_of(1).start_from_mean(mean)

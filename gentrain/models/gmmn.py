@@ -86,6 +86,7 @@ class GMMNAutoencoder(MomentMatching, Codes, Reconstructs, StartsFromMean):
         encoder: units of the autoencoder's layers, the last of them the code's.
         latent_dim: m.
         hidden: units of G's hidden layers.
+        tied: in pretraining a layer's weights downwards are those upwards, transposed.
 
     >>> model = GMMNAutoencoder((1, 8, 8), levels=17, encoder=[16, 4], latent_dim=3, hidden=[8])
     >>> x = model.sample(5)
@@ -100,9 +101,10 @@ class GMMNAutoencoder(MomentMatching, Codes, Reconstructs, StartsFromMean):
         encoder: Sequence[PositiveInt] = (1024, 32),
         latent_dim: PositiveInt = 10,
         hidden: Sequence[PositiveInt] = (64, 256, 256, 1024),
+        tied: bool = True,
     ):
         super().__init__()
-        self.autoencoder = StackedAutoencoder(shape, levels, encoder, code="sigmoid")
+        self.autoencoder = StackedAutoencoder(shape, levels, encoder, code="sigmoid", tied=tied)
         self.shape, self.support = self.autoencoder.shape, self.autoencoder.support
         generator = nn.Sequential(*mlp([latent_dim, *hidden, encoder[-1]]), nn.Sigmoid())
         self._set_generator(generator, StandardUniform(latent_dim))

@@ -56,10 +56,11 @@ class Stack(nn.Module, ABC):
 
 
 class Ends(NamedTuple):
-    """What unrolling takes of a layer: h = f(Wx + c) upwards and x = σ(Wᵀh + b) downwards."""
+    """What unrolling takes of a layer: h = f(Wx + c) upwards and x = σ(Vh + b) downwards, where V is Wᵀ if tied."""
 
     weight: Tensor  # W, (units, units below)
     up: Tensor  # c, (units,)
+    back: Tensor  # V, (units below, units)
     down: Tensor  # b, (units below,)
 
 
@@ -67,7 +68,7 @@ class Unrolled(Stack, Autoencoding):
     """A stack whose layers, once trained, become an encoder and a decoder that are trained as one network.
 
     Until `unroll` the model is the stack: codes go up through its layers and down again. `unroll` copies W and c into
-    the encoder and Wᵀ and b into the decoder, after which the two halves have weights of their own, in `network`. In
+    the encoder and V and b into the decoder, after which the two halves have weights of their own, in `network`. In
     training mode codes and outputs are those of the network, for it is the network that is trained by them.
     """
 
@@ -96,11 +97,11 @@ class Unrolled(Stack, Autoencoding):
         up = [m for m in self.network["encoder"].children() if isinstance(m, nn.Linear)]
         down = [m for m in self.network["decoder"].children() if isinstance(m, nn.Linear)]
         for i, (encoder, decoder) in enumerate(zip(up, reversed(down), strict=True), 1):
-            weight, c, b = self.ends(i)
-            encoder.weight.copy_(weight)
-            encoder.bias.copy_(c)
-            decoder.weight.copy_(weight.t())
-            decoder.bias.copy_(b)
+            ends = self.ends(i)
+            encoder.weight.copy_(ends.weight)
+            encoder.bias.copy_(ends.up)
+            decoder.weight.copy_(ends.back)
+            decoder.bias.copy_(ends.down)
         self.unrolled.fill_(1)
 
     @property
@@ -124,8 +125,8 @@ class Unrolled(Stack, Autoencoding):
         if self._is_network:
             return self.network["decoder"](z).float().view(-1, *self.shape)
         for i in range(self.depth, 0, -1):
-            weight, _, b = self.ends(i)
-            z = nn.functional.linear(z, weight.t(), b)
+            ends = self.ends(i)
+            z = nn.functional.linear(z, ends.back, ends.down)
             z = torch.sigmoid(z) if i > 1 else z
         return z.view(-1, *self.shape)
 
