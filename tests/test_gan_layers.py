@@ -385,7 +385,7 @@ def test_all_of_it_resumes_bit_for_bit(model: str):
         (["model.norm=instance"], "model.norm=instance: must be batch | none | layer | virtual | reference"),
         (["model.norm=batchnorm"], "Did you mean 'batch'?"),
         (["model.hidden=[6]", "model.discriminator_norm=layer"], "model.discriminator_norm=layer"),
-        (["model.hidden=[6]", "model.discriminator_dropout=[0,0,0]"], "the critic has 2 layers; give no more shares"),
+        (["model.hidden=[6]", "model.discriminator_dropout=[0,0,0]"], "there are 2 layers; give no more shares"),
         (["model.minibatch_features=-1"], "model.minibatch_features=-1"),
         (["model.norm=batch", "data.batch_size=1"], "data.batch_size=1: batch normalisation has no variance"),
     ],

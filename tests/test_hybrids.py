@@ -421,8 +421,8 @@ def test_dropout_of_the_encoders_inputs_is_of_training_alone():
         ({"prior": "mixture", "latent_dim": 3}, "model.latent_dim=3: a mixture is of 2-D Gaussians"),
         ({"supervised": True, "latent_dim": 2, "prior": "mixture", "classes": 4}, "model.components=10"),
         ({"supervised": True}, "these data have no labels"),
-        ({"dropout": [0.1, 0.1, 0.1]}, "the encoder has 2 layers; give no more shares"),
-        ({"dropout": [0.1], "network": "conv"}, "the encoder is convolutional"),
+        ({"dropout": [0.1, 0.1, 0.1]}, "there are 2 layers; give no more shares than that"),
+        ({"dropout": [0.1], "network": "conv"}, "is for model.network=mlp"),
     ],
 )
 def test_aae_refuses(options: dict, words: str):

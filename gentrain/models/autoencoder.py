@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from gentrain.errors import UsageError
 from gentrain.models.base import Decoder, Encodes, Reconstructs, StartsFromMean
-from gentrain.models.layers import mlp
+from gentrain.models.layers import every_layer, mlp
 from gentrain.models.pyramid import pyramid
 from gentrain.noise import of_all_processes
 from gentrain.types import OpenFraction, PositiveInt, Shape, Support
@@ -199,15 +199,10 @@ class EncoderDecoder(Restores):
         Raises:
             UsageError: `conv` asked of what is no image of a fitting size, or options that exclude each other.
         """
-        if dropout and (network == "conv" or len(dropout) > len(hidden) + 1):
-            has = (
-                "is convolutional; use []"
-                if network == "conv"
-                else f"has {len(hidden) + 1} layers; give no more shares"
-            )
-            raise UsageError(f"model.dropout={[*dropout]}: the encoder {has}")
         between = ACTIVATIONS[activation]
         if network == "conv":
+            if dropout:
+                raise UsageError(f"model.dropout={[*dropout]} is for model.network=mlp; use [] with conv")
             if tied:
                 raise UsageError(
                     "model.tied=true is for model.network=mlp: transposed convolutions have weights of own"
@@ -216,7 +211,8 @@ class EncoderDecoder(Restores):
         else:
             if channels is not None:
                 raise UsageError(f"model.channels={channels} is for model.network=conv; an mlp has model.hidden")
-            encoder = nn.Sequential(nn.Flatten(), *mlp([self.size, *hidden, self.latent_dim], between, dropout=dropout))
+            shares = every_layer("model.dropout", dropout, len(hidden) + 1)
+            encoder = nn.Sequential(nn.Flatten(), *mlp([self.size, *hidden, self.latent_dim], between, dropout=shares))
             mirrored = [self.latent_dim, *reversed(hidden), self.size]
             decoder = _Mirror(encoder, between()) if tied else mlp(mirrored, between, bias=False)
         self.encoder, self.decoder = encoder, decoder

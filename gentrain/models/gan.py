@@ -14,7 +14,7 @@ from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.base import Codes, Decoder, TakesReference
 from gentrain.models.critics import Perceives
-from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, StandardUniform
+from gentrain.models.layers import LARGEST, SMALLEST, StandardNormal, StandardUniform, every_layer
 from gentrain.models.minibatch import ACROSS, Minibatch
 from gentrain.models.normalisation import Norm
 from gentrain.models.players import (
@@ -138,11 +138,6 @@ class GAN(TwoNetworks):
                 f"model.discriminator_norm={discriminator_norm}: the critic's first hidden layer is not normalised, and"
                 f" it has {len(critic)}; give model.discriminator_hidden two layers or more"
             )
-        if len(discriminator_dropout) > len(critic) + 1:
-            raise UsageError(
-                f"model.discriminator_dropout={[*discriminator_dropout]}: the critic has {len(critic) + 1} layers; give"
-                " no more shares"
-            )
         norms = Norm(norm, reference), Norm(discriminator_norm or norm, reference)
         between = ACTIVATIONS[activation]
         minibatch = Minibatch(minibatch_features, minibatch_dims, minibatch_deviation)
@@ -157,7 +152,7 @@ class GAN(TwoNetworks):
                 minibatch,
                 activation=between,
                 scale=discriminator_scale,
-                dropout=discriminator_dropout,
+                dropout=every_layer("model.discriminator_dropout", discriminator_dropout, len(critic) + 1),
             ),
         )
         if orthogonal is not None:

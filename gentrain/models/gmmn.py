@@ -76,9 +76,9 @@ class GMMNAutoencoder(MomentMatching, Codes, Reconstructs, StartsFromMean):
     """x = g(G(z)), z ~ U[-1, 1]^m: moments are matched between the codes f(x) of a trained autoencoder and G's, which
     its decoder g makes examples (Li et al. 2015, arXiv:1502.02761, section 4: GMMN+AE).
 
-    The autoencoder, the part `autoencoder`, is a stack with logistic layers that is pretrained layer by layer. Codes
-    have few dimensions and lie in [0, 1], where a kernel tells more than among pixels, and with dropout in training
-    most are near 0 or 1. `codes` and `reconstruct` are the autoencoder's; z is another code, before G.
+    The autoencoder, the part `autoencoder`, is a stack with logistic layers that is pretrained layer by layer. Its
+    codes have few dimensions and lie in [0, 1], where a kernel tells more than among pixels. `codes` and `reconstruct`
+    are the autoencoder's; z is another code, before G.
 
     Args:
         shape: of one example.

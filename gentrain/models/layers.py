@@ -12,6 +12,7 @@ from torch.distributions import Independent, Normal, Uniform, kl_divergence, reg
 from torch.nn.functional import linear, relu
 
 from gentrain import noise
+from gentrain.errors import UsageError
 from gentrain.models.latent import Reparametrised
 
 SMALLEST, LARGEST = 8, 64
@@ -27,7 +28,7 @@ def mlp(
     dropout: Sequence[float] = (),
 ) -> nn.Sequential:
     """Linear layers sizes[0] -> … -> sizes[-1] with `norm` of so many units, if any, and `activation` between them;
-    `bias` is the last layer's, and of each layer's inputs a share is dropped, see `every_layer`.
+    `bias` is the last layer's, and `dropout` the share of each layer's inputs that is dropped, () for none.
 
     >>> mlp([4, 8, 2])
     Sequential(
@@ -38,9 +39,8 @@ def mlp(
     """
     last = len(sizes) - 2
     layers: list[nn.Module] = []
-    shares = every_layer(dropout, len(sizes) - 1)
     for i, (d_in, d_out) in enumerate(pairwise(sizes)):
-        layers += [Dropout(shares[i])] if shares[i] else []
+        layers += [Dropout(dropout[i])] if dropout and dropout[i] else []
         layers.append(nn.Linear(d_in, d_out, bias=bias or i < last))
         if i < last:
             layers += [norm(d_out)] if norm else []
@@ -151,13 +151,18 @@ def dropped(x: Tensor, p: float) -> Tensor:
     return x * noise.uniform(*x.shape, device=x.device).ge_(p).div_(1 - p).to(x.dtype)
 
 
-def every_layer(shares: Sequence[float], layers: int) -> list[float]:
-    """A share for each of so many layers: the last one given is for all that follow, and without any it is 0.
+def every_layer(option: str, shares: Sequence[float], layers: int) -> list[float]:
+    """A share of dropout for each of so many layers: the last one given is for all that follow, without any it is 0.
 
-    >>> every_layer([0.2, 0.5], 3), every_layer([], 2)
+    Raises:
+        UsageError: there are fewer layers.
+
+    >>> every_layer("model.dropout", [0.2, 0.5], 3), every_layer("model.dropout", [], 2)
     ([0.2, 0.5, 0.5], [0.0, 0.0])
     """
-    return [*shares, *[shares[-1] if shares else 0.0] * layers][:layers]
+    if len(shares) > layers:
+        raise UsageError(f"{option}={[*shares]}: there are {layers} layers; give no more shares than that")
+    return [*shares, *[shares[-1] if shares else 0.0] * (layers - len(shares))]
 
 
 class Dropout(nn.Module):

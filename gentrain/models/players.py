@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from gentrain.models.layers import Dropout, double, every_layer, halve, halvings
+from gentrain.models.layers import Dropout, double, halve, halvings
 from gentrain.models.minibatch import Minibatch
 from gentrain.models.normalisation import AFFINE, Norm
 
@@ -96,9 +96,9 @@ def dense_critic(
     dropout: Sequence[float] = (),
 ) -> Network:
     """(B, *shape), which is scaled first, -> (B, 1); every hidden layer but the first is normalised, as in DCGAN, and
-    each layer drops a share of its inputs, see `every_layer`."""
+    `dropout` is the share of each layer's inputs that is dropped, () for none."""
     sizes = [math.prod(shape), *hidden]
-    drops = [[Dropout(share)] if share else [] for share in every_layer(dropout, len(sizes))]
+    drops = [[Dropout(share)] if share else [] for share in dropout or [0.0] * len(sizes)]
     layers: list[nn.Module] = [nn.Flatten(), *([] if scale == 1 else [Scale(scale)])]
     for i, (d_in, d_out) in enumerate(pairwise(sizes)):
         layers += [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gentrain import noise
 from gentrain.models.autoencoder import Autoencoding
-from gentrain.models.layers import dropped, every_layer
+from gentrain.models.layers import dropped
 
 
 class Stack(nn.Module, ABC):
@@ -114,9 +114,8 @@ class Unrolled(Stack, Autoencoding):
         return self.upward(x, self.depth + 1)
 
     def noisy_codes(self, x: Tensor, dropout: Sequence[float]) -> Tensor:
-        """The network's codes of x (B, latent_dim) where each layer drops a share of its inputs, the last one given for
-        all that follow."""
-        shares = iter(every_layer(dropout, self.depth))
+        """The network's codes of x (B, latent_dim) where each layer drops this share of its inputs."""
+        shares = iter(dropout)
         for module in self.network["encoder"].children():
             x = module(dropped(x, next(shares)) if isinstance(module, nn.Linear) else x)
         return x

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
+from gentrain.models.layers import every_layer
 from gentrain.models.stack import AutoencoderStack, RBMStack, Stack, Unrolled
 from gentrain.objectives.reconstruction import Loss, Reconstruction
 from gentrain.objectives.stages import Stages
@@ -127,14 +128,11 @@ class Finetune(Reconstruction):
 
     def require(self, model: Unrolled) -> None:
         super().require(model)
-        if len(self.dropout) > model.depth:
-            raise UsageError(
-                f"objective.dropout={[*self.dropout]}: the encoder has {model.depth} layers; give no more shares"
-            )
+        every_layer("objective.dropout", self.dropout, model.depth)
 
     def code(self, model: Unrolled, seen: Tensor) -> Tensor:
         if self.dropout and model.training:
-            return model.noisy_codes(seen, self.dropout)
+            return model.noisy_codes(seen, every_layer("objective.dropout", self.dropout, model.depth))
         return super().code(model, seen)
 
     def begin(self, model: Unrolled) -> None:
