@@ -222,6 +222,16 @@ def test_an_objective_within_a_submodule_is_that_of_the_submodule():
         Within("generator", Reconstruction()).require(model)
 
 
+def test_within_a_part_a_stage_may_take_fewer_examples():
+    torch.manual_seed(7)
+    model, x = GMMNAutoencoder((4,), encoder=[3], latent_dim=2, hidden=[4]), torch.rand(12, 4)
+    (some,) = Within("autoencoder.layer1", Reconstruction("squared_error"), every=3)(model, Batch(x), 0.0)
+    (same,) = Within("autoencoder.layer1", Reconstruction("squared_error"))(model, Batch(x[[0, 3, 6, 9]]), 0.0)
+    assert some.loss is not None and torch.equal(some.loss, same.loss)
+    with pytest.raises(UsageError, match=r"objective\.every=5: 12 examples of a step are no multiple of it"):
+        next(Within("autoencoder.layer1", Reconstruction(), every=5)(model, Batch(x), 0.0))
+
+
 def test_within_passes_the_optimizer_on():
     model, batch = autoencoded()
     told: list[object] = []

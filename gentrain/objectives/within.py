@@ -8,6 +8,7 @@ from dataclasses import replace
 from gentrain.batch import Batch
 from gentrain.errors import UsageError
 from gentrain.models.base import Generative
+from gentrain.types import PositiveInt
 from gentrain.update import Objective, Score, Update, following
 
 
@@ -18,13 +19,17 @@ class Within(Objective):
 
     Args:
         part: the submodule's name. inner: the objective.
+        every: each so-many-th example of a batch is used, so that batches can be smaller than those of other stages.
+
+    Raises:
+        UsageError: a process's share of the batch is no multiple of `every`.
     """
 
     needs = Generative
 
-    def __init__(self, part: str, inner: Objective):
+    def __init__(self, part: str, inner: Objective, every: PositiveInt = 1):
         super().__init__()
-        self.part, self.inner = part, inner
+        self.part, self.inner, self.every = part, inner, every
         self.parts = tuple(f"{part}.{name}" if name else part for name in inner.parts)
 
     def require(self, model: Generative) -> None:
@@ -40,11 +45,18 @@ class Within(Objective):
         self.inner.begin(model.get_submodule(self.part))
 
     def forward(self, model: Generative, batch: Batch, progress: float) -> Iterator[Update]:
-        updates, done = self.inner(model.get_submodule(self.part), batch, progress), None
+        updates, done = self.inner(model.get_submodule(self.part), self._some(batch), progress), None
         while (update := following(updates, done)) is not None:
             part = f"{self.part}.{update.part}" if update.part else self.part
             metrics = {f"{self.part}/{name}": value for name, value in update.metrics.items()}
             done = yield replace(update, part=part, metrics=metrics)
+
+    def _some(self, batch: Batch) -> Batch:
+        if self.every == 1:
+            return batch
+        if len(batch.x) % self.every:
+            raise UsageError(f"objective.every={self.every}: {len(batch.x)} examples of a step are no multiple of it")
+        return Batch(*(None if t is None else t[:: self.every] for t in batch))
 
     def validate(self, model: Generative, batch: Batch) -> dict[str, Score]:
         scores = self.inner.validate(model.get_submodule(self.part), batch)
