@@ -56,7 +56,7 @@ class Within(Objective):
             return batch
         if len(batch.x) % self.every:
             raise UsageError(f"objective.every={self.every}: {len(batch.x)} examples of a step are no multiple of it")
-        return Batch(*(None if t is None else t[:: self.every] for t in batch))
+        return Batch._make(None if t is None else t[:: self.every] for t in batch)
 
     def validate(self, model: Generative, batch: Batch) -> dict[str, Score]:
         scores = self.inner.validate(model.get_submodule(self.part), batch)
