@@ -170,6 +170,13 @@ def test_a_finished_run_has_nothing_to_resume(copy: Path, capsys):
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
 
 
+def test_tensorboard_is_to_look_at_the_outputs_or_at_a_run_that_lies_elsewhere(copy: Path, tmp_path: Path, capsys):
+    elsewhere = Path(shutil.copytree(copy, tmp_path / "kept"))
+    for run, looked_at in ((copy, tmp_path / "outputs"), (elsewhere, elsewhere)):
+        assert main(["resume", f"run={run}", "trainer.steps=13"]) == 0
+        assert f"tensorboard --logdir {looked_at}\n" in capsys.readouterr().out
+
+
 def test_more_steps_is_the_longer_run(copy: Path, tmp_path: Path):
     """The learning rate's schedule follows the steps asked for, so it is left constant here."""
     constant = [

@@ -158,7 +158,8 @@ def _finish(trainer: Trainer, look: Look, stop: Stop, path: Path, assembly: Asse
         trainer.report.animation(trainer.step, name)
     table = [("run", str(path)), ("steps", f"{trainer.step:,} in {clock(trainer.elapsed)}")]
     table += [(f"test {name} ({e.kind})", str(e)) for name, e in found.items()]
-    table += [("samples", str(look.picture)), ("tensorboard", f"tensorboard --logdir {path.parents[2]}")]
+    all_runs = path.parents[2] if path.parent.name == assembly.name else path  # a copy may lie elsewhere
+    table += [("samples", str(look.picture)), ("tensorboard", f"tensorboard --logdir {all_runs}")]
     trainer.report.table("done", table)
     return found
 
